@@ -103,15 +103,18 @@ struct GatedActBackward {
   Vector grad_activated_bias, grad_linear_bias;
 };
 
-// Every entry point takes a problem with rows > 0 and cols > 0. The backward ones need a workspace of workspace_bytes()
-// (may be 0) aligned to 16, for the partial sums of the bias gradients.
+// Every entry point takes a problem with rows > 0 and cols > 0.
 namespace cpu {
-size_t workspace_bytes(const BiasActBackward&);
-size_t workspace_bytes(const GatedActBackward&);
 void bias_act_forward(const BiasActForward&);
-void bias_act_backward(const BiasActBackward&, void* workspace);
+void bias_act_backward(const BiasActBackward&);
 void gated_act_forward(const GatedActForward&);
-void gated_act_backward(const GatedActBackward&, void* workspace);
+void gated_act_backward(const GatedActBackward&);
+
+// The instruction sets that this build has and this processor can run, best first, comma-separated; the one in use.
+const char* instruction_sets();
+const char* instruction_set();
+// Chooses one by name, for tests; false if it is not among them.
+bool set_instruction_set(const char* name);
 }  // namespace cpu
 
 namespace cuda {
@@ -121,7 +124,8 @@ struct Device {
 };
 
 // Launchers return a CUDA error code (0 is success): they launch on `stream` (a cudaStream_t) of the current device,
-// allocate nothing and do not synchronise.
+// allocate nothing and do not synchronise. The backward ones need a workspace of workspace_bytes() (may be 0), aligned
+// to 16, for the partial sums of the bias gradients.
 size_t workspace_bytes(const BiasActBackward&, const Device&);
 size_t workspace_bytes(const GatedActBackward&, const Device&);
 int bias_act_forward(const BiasActForward&, const Device&, void* stream);

@@ -1,0 +1,111 @@
+#include "checks.h"
+
+#include <c10/util/Exception.h>
+
+#include <sstream>
+#include <string>
+
+namespace gelu_ext {
+namespace {
+
+std::string shape_of(at::IntArrayRef sizes) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
+  text << ']';
+  return text.str();
+}
+
+std::string form_names() {
+  std::string joined;
+  for (const char* name : Activations::names) joined += std::string(joined.empty() ? "'" : ", '") + name + "'";
+  return joined;
+}
+
+// "float64", not "Double"
+std::string dtype_text(at::ScalarType type) {
+  switch (type) {
+    case at::kByte: return "uint8";
+    case at::kChar: return "int8";
+    case at::kShort: return "int16";
+    case at::kInt: return "int32";
+    case at::kLong: return "int64";
+    case at::kBool: return "bool";
+    case at::kHalf: return "float16";
+    case at::kBFloat16: return "bfloat16";
+    case at::kFloat: return "float32";
+    case at::kDouble: return "float64";
+    case at::kComplexHalf: return "complex32";
+    case at::kComplexFloat: return "complex64";
+    case at::kComplexDouble: return "complex128";
+    default: return c10::toString(type);
+  }
+}
+
+}  // namespace
+
+int activation_index(const char* op, std::string_view approximate) {
+  for (int i = 0; i < Activations::size; ++i) {
+    if (approximate == Activations::names[i]) return i;
+  }
+  TORCH_CHECK_VALUE(false, op, ": expected approximate to be one of ", form_names(), ", got '", approximate, "'");
+}
+
+bool activates_first(const char* op, std::string_view activated) {
+  TORCH_CHECK_VALUE(activated == "first" || activated == "second", op,
+                    ": expected activated to be 'first' or 'second', got '", activated, "'");
+  return activated == "first";
+}
+
+DType dtype_of(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kDouble: return DType::float64;
+    case at::kFloat: return DType::float32;
+    case at::kHalf: return DType::float16;
+    case at::kBFloat16: return DType::bfloat16;
+    default:
+      TORCH_CHECK_TYPE(false, op, ": expected ", name, " of dtype float64, float32, float16 or bfloat16, got ",
+                       dtype_text(t.scalar_type()));
+  }
+}
+
+void check_tensor(const char* op, const char* name, const Tensor& t, std::optional<at::Device> device) {
+  TORCH_CHECK_TYPE(t.defined(), op, ": expected ", name, " to be a Tensor, got None");
+  TORCH_CHECK_TYPE(t.layout() == at::kStrided, op, ": expected ", name, " to be a dense tensor, got layout ",
+                   t.layout());
+  dtype_of(op, name, t);
+  TORCH_CHECK(!device || t.device() == *device, op, ": expected ", name, " on device ", *device, ", got ", t.device());
+}
+
+void check_has_columns(const char* op, const char* name, const Tensor& t) {
+  TORCH_CHECK_VALUE(t.dim() >= 1, op, ": expected ", name, " of at least 1 dimension, got a scalar");
+}
+
+void check_like(const char* op, const char* name, const Tensor& t, const char* like_name, const Tensor& like) {
+  check_tensor(op, name, t, like.device());
+  TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), op, ": expected ", name, " of the dtype of ", like_name, ", ",
+                   dtype_text(like.scalar_type()), ", got ", dtype_text(t.scalar_type()));
+  TORCH_CHECK_VALUE(t.sizes() == like.sizes(), op, ": expected ", name, " of the shape of ", like_name, ", ",
+                    shape_of(like.sizes()), ", got ", shape_of(t.sizes()));
+}
+
+void check_bias(const char* op, const OptionalTensor& bias, const Tensor& x) {
+  if (!bias) return;
+  check_has_columns(op, "x (with a bias)", x);
+  check_tensor(op, "bias", *bias, x.device());
+  TORCH_CHECK_TYPE(bias->scalar_type() == x.scalar_type() || bias->scalar_type() == at::kFloat, op,
+                   ": expected bias of the dtype of x, ", dtype_text(x.scalar_type()), ", or float32, got ",
+                   dtype_text(bias->scalar_type()));
+  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == x.size(-1), op, ": expected bias of shape [", x.size(-1),
+                    "], got ", shape_of(bias->sizes()));
+}
+
+void check_grad(const char* op, const Tensor& grad_out, at::IntArrayRef sizes, const Tensor& x) {
+  check_tensor(op, "grad_out", grad_out, x.device());
+  TORCH_CHECK_TYPE(grad_out.scalar_type() == x.scalar_type(), op, ": expected grad_out of dtype ",
+                   dtype_text(x.scalar_type()), ", got ", dtype_text(grad_out.scalar_type()));
+  TORCH_CHECK_VALUE(grad_out.sizes() == sizes, op, ": expected grad_out of shape ", shape_of(sizes), ", got ",
+                    shape_of(grad_out.sizes()));
+}
+
+}  // namespace gelu_ext

@@ -1,0 +1,36 @@
+// The checks of every operation: each violated expectation is one sentence, "<op>: expected <what>, got <value>".
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include "kernels.h"
+#include "ops.h"
+
+namespace gelu_ext {
+
+// Index of `approximate` in Activations::names; ValueError if it is not there.
+int activation_index(const char* op, std::string_view approximate);
+
+// True for "first", false for "second"; ValueError for anything else.
+bool activates_first(const char* op, std::string_view activated);
+
+// The dtype of the waist; TypeError for one that has no kernels.
+DType dtype_of(const char* op, const char* name, const Tensor& t);
+
+// A dense tensor of a supported dtype on `device`, where one is given.
+void check_tensor(const char* op, const char* name, const Tensor& t, std::optional<at::Device> device = {});
+
+// At least one dimension.
+void check_has_columns(const char* op, const char* name, const Tensor& t);
+
+// The same shape, dtype and device as `like`.
+void check_like(const char* op, const char* name, const Tensor& t, const char* like_name, const Tensor& like);
+
+// Shape [cols], dtype of x or float32, device of x.
+void check_bias(const char* op, const OptionalTensor& bias, const Tensor& x);
+
+// The gradient of an output of shape `sizes`, in the dtype and on the device of x.
+void check_grad(const char* op, const Tensor& grad_out, at::IntArrayRef sizes, const Tensor& x);
+
+}  // namespace gelu_ext

@@ -1,0 +1,34 @@
+// The row loops for AVX-512 F, BW, VL and DQ. Standard headers come before the target region, see row_loops.h.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
+#define GELU_EXT_HAS_AVX512 1
+#endif
+
+#include "instruction_set.h"
+
+namespace gelu_ext::cpu {
+#if defined(GELU_EXT_HAS_AVX512)
+namespace avx512 {
+#include "row_loops.h"
+}  // namespace avx512
+#pragma GCC pop_options
+
+const InstructionSet* avx512_set() {
+  static constexpr InstructionSet set = avx512::table("avx512", [] {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  });
+  return &set;
+}
+#else
+const InstructionSet* avx512_set() { return nullptr; }
+#endif
+}  // namespace gelu_ext::cpu

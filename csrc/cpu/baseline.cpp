@@ -1,0 +1,20 @@
+// The row loops for what every processor of the architecture has.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "instruction_set.h"
+
+namespace gelu_ext::cpu {
+namespace baseline {
+#include "row_loops.h"
+}  // namespace baseline
+
+const InstructionSet* baseline_set() {
+  static constexpr InstructionSet set = baseline::table("baseline", [] { return true; });
+  return &set;
+}
+
+}  // namespace gelu_ext::cpu

@@ -1,0 +1,38 @@
+// The row loops of one instruction set as a table of functions, and the choice among them at run time.
+// Knows the waist and nothing of threads: a loop works on one tile of rows and columns.
+#pragma once
+
+#include "../kernels.h"
+
+namespace gelu_ext::cpu {
+
+struct Tile {
+  int64_t row_begin, row_end, col_begin, col_end;
+};
+
+// Everything per-column is handed in the arithmetic type of the problem (double for float64, else float): biases of
+// [cols], or null; sums of [cols] that a tile's rows are added to, or null.
+struct InstructionSet {
+  const char* name;
+  bool (*available)();
+  void (*bias_act_forward)(const BiasActForward&, const void* bias, const Tile&);
+  void (*bias_act_backward)(const BiasActBackward&, const void* bias, void* sum, const Tile&);
+  void (*gated_act_forward)(const GatedActForward&, const void* activated_bias, const void* linear_bias, const Tile&);
+  void (*gated_act_backward)(const GatedActBackward&, const void* activated_bias, const void* linear_bias,
+                             void* activated_sum, void* linear_sum, const Tile&);
+  // dst[i] = src[i] in the arithmetic type of `arithmetic`
+  void (*widen)(DType arithmetic, DType from, const void* src, void* dst, int64_t n);
+  // dst[i] = src[i], rounded to `to`
+  void (*narrow)(DType to, const double* src, void* dst, int64_t n);
+};
+
+// Defined by the file of each instruction set; null where the compiler cannot make it.
+const InstructionSet* baseline_set();
+const InstructionSet* avx2_set();
+const InstructionSet* avx512_set();
+
+// The set in use: GELU_EXT_CPU_ISA by name, else the best available. Throws std::runtime_error for a name that is not
+// available.
+const InstructionSet& chosen_set();
+
+}  // namespace gelu_ext::cpu

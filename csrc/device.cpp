@@ -1,0 +1,86 @@
+#include "device.h"
+
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+
+#if defined(GELU_EXT_WITH_CUDA)
+#include <ATen/ops/empty.h>
+#endif
+
+namespace gelu_ext {
+
+void check_device(const char* op, const Tensor& x) {
+#if defined(GELU_EXT_WITH_CUDA)
+  TORCH_CHECK(x.is_cpu() || x.is_cuda(), op, ": expected a tensor on a cpu or cuda device, got ", x.device());
+#else
+  TORCH_CHECK(x.is_cpu(), op,
+              ": expected a cpu tensor (this build has no CUDA kernels, `python -m gelu_ext` says why), got ",
+              x.device());
+#endif
+}
+
+#if defined(GELU_EXT_WITH_CUDA)
+namespace {
+
+// The kernels know no torch: they get the raw stream, and torch's allocator gives them their workspace. Only c10's
+// generic interface is used, so that this links against any torch.
+template <class Launch>
+void launch(const char* op, const Tensor& x, Launch&& f) {
+  const c10::DeviceGuard guard(x.device());
+  const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
+  const int error = f(cuda::device(x.get_device()), device.getStreamNativeHandle(device.getStream(x.device())));
+  TORCH_CHECK(error == 0, op, ": expected a launch on ", x.device(), " to succeed (this build has code for ",
+              cuda::architectures(), "), got CUDA error ", error, ", ", cuda::error_string(error));
+}
+
+Tensor workspace(size_t bytes, const Tensor& x) {
+  return at::empty({static_cast<int64_t>(bytes)}, x.options().dtype(at::kByte));
+}
+
+}  // namespace
+#endif
+
+void run([[maybe_unused]] const char* op, const BiasActForward& p, [[maybe_unused]] const Tensor& x) {
+#if defined(GELU_EXT_WITH_CUDA)
+  if (x.is_cuda()) {
+    return launch(op, x, [&](auto device, auto stream) { return cuda::bias_act_forward(p, device, stream); });
+  }
+#endif
+  cpu::bias_act_forward(p);
+}
+
+void run([[maybe_unused]] const char* op, const BiasActBackward& p, [[maybe_unused]] const Tensor& x) {
+#if defined(GELU_EXT_WITH_CUDA)
+  if (x.is_cuda()) {
+    return launch(op, x, [&](auto device, auto stream) {
+      const Tensor space = workspace(cuda::workspace_bytes(p, device), x);
+      return cuda::bias_act_backward(p, space.mutable_data_ptr(), device, stream);
+    });
+  }
+#endif
+  cpu::bias_act_backward(p);
+}
+
+void run([[maybe_unused]] const char* op, const GatedActForward& p, [[maybe_unused]] const Tensor& x) {
+#if defined(GELU_EXT_WITH_CUDA)
+  if (x.is_cuda()) {
+    return launch(op, x, [&](auto device, auto stream) { return cuda::gated_act_forward(p, device, stream); });
+  }
+#endif
+  cpu::gated_act_forward(p);
+}
+
+void run([[maybe_unused]] const char* op, const GatedActBackward& p, [[maybe_unused]] const Tensor& x) {
+#if defined(GELU_EXT_WITH_CUDA)
+  if (x.is_cuda()) {
+    return launch(op, x, [&](auto device, auto stream) {
+      const Tensor space = workspace(cuda::workspace_bytes(p, device), x);
+      return cuda::gated_act_backward(p, space.mutable_data_ptr(), device, stream);
+    });
+  }
+#endif
+  cpu::gated_act_backward(p);
+}
+
+}  // namespace gelu_ext
