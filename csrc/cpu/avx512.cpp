@@ -9,6 +9,9 @@
 #include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
+// The compiler's own macros (__FMA__, ...) do not follow the pragma in C++.
+#define GELU_EXT_HAS_FMA 1
+#define GELU_EXT_HAS_F16C 1
 #define GELU_EXT_HAS_AVX512 1
 #endif
 

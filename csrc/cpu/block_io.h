@@ -1,5 +1,5 @@
 // Reads and writes blocks of a row: storage type on one side, the arithmetic type in a small buffer on the other.
-// Included once per instruction set, inside that set's namespace; its macros (__F16C__, __AVX512F__) pick the
+// Included once per instruction set, inside that set's namespace; its macros (GELU_EXT_HAS_F16C, ...) pick the
 // conversion. The loops between then see nothing but arrays of float or double whose length is a multiple of kStep.
 
 constexpr int kBlock = 512;  // elements: a few buffers of them stay in the first-level cache
@@ -75,14 +75,14 @@ S narrow_double(double x, S storage) {
 template <class S, class T>
 inline void widen(const S* __restrict__ src, T* __restrict__ dst, int64_t n) {
   int64_t i = 0;
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<S, Half>) {
+#if defined(GELU_EXT_HAS_AVX512)
+  if constexpr (std::is_same_v<S, Half> && std::is_same_v<T, float>) {
     for (; i + 16 <= n; i += 16) {
       _mm512_storeu_ps(dst + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + i))));
     }
   }
-#elif defined(__F16C__)
-  if constexpr (std::is_same_v<S, Half>) {
+#elif defined(GELU_EXT_HAS_F16C)
+  if constexpr (std::is_same_v<S, Half> && std::is_same_v<T, float>) {
     for (; i + 8 <= n; i += 8) {
       _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + i))));
     }
@@ -95,15 +95,15 @@ inline void widen(const S* __restrict__ src, T* __restrict__ dst, int64_t n) {
 template <class T, class S>
 inline void narrow(const T* __restrict__ src, S* __restrict__ dst, int64_t n) {
   int64_t i = 0;
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<S, Half>) {
+#if defined(GELU_EXT_HAS_AVX512)
+  if constexpr (std::is_same_v<S, Half> && std::is_same_v<T, float>) {
     for (; i + 16 <= n; i += 16) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + i),
                           _mm512_cvtps_ph(_mm512_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
     }
   }
-#elif defined(__F16C__)
-  if constexpr (std::is_same_v<S, Half>) {
+#elif defined(GELU_EXT_HAS_F16C)
+  if constexpr (std::is_same_v<S, Half> && std::is_same_v<T, float>) {
     for (; i + 8 <= n; i += 8) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(dst + i),
                        _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
