@@ -4,10 +4,12 @@
 // Every form here is x * F(x) with a symmetric distribution function, F(-x) = 1 - F(x). So the upper tail
 // tail(t) = t * F(-t), t = |x|, gives everything without cancellation:
 //     value(x) = max(x, 0) - tail(t)            slope(x) = S(t) for x < 0, 1 - S(t) for x > 0,
-// where S(t) = F(-t) - t F'(t) is the slope at -t. A form supplies tail, tail_slope and both together; t is clamped to
-// a `limit` beyond which the tail is zero in its arithmetic, so nothing overflows and no residue stays.
+// where S(t) = F(-t) - t F'(t) is the slope at -t. A form supplies tail, tail_slope and both together, as products
+// whose last multiplication is fused with that subtraction; t is clamped to a `limit` beyond which they are zero in
+// their arithmetic, so nothing overflows and no residue stays.
 //
-// The coefficients come from csrc/fit/fit.py, which prints the error of each fit.
+// The coefficients come from csrc/fit/fit.py, which prints the error of each fit; degrees and the reciprocal's scale
+// were chosen there, for the bars that tests/native/accuracy.cpp asserts.
 #pragma once
 
 #include "scalar_math.h"
@@ -21,91 +23,119 @@ struct ValueAndSlope {
   T value, slope;
 };
 
+template <class P>
+using ProductOf = Product<typename P::type>;
+
+template <class P>
+struct TailAndSlope {
+  ProductOf<P> tail, slope;
+};
+
 // "none": F = Phi, the normal distribution function (Hendrycks and Gimpel, arXiv:1606.08415).
 struct GeluErf {
   static constexpr const char* name = "none";
 
   template <class P>
-  static constexpr typename P::type limit = std::is_same_v<P, DoublePrecision> ? 40.0 : 14.5;
+  static constexpr typename P::type limit = std::is_same_v<P, DoublePrecision> ? 40.0 : 14.75;
 
   template <class P>
-  static GELU_EXT_FN typename P::type tail(typename P::type t) {
+  static GELU_EXT_FN ProductOf<P> tail(typename P::type t) {
     if constexpr (std::is_same_v<P, DoublePrecision>) {
-      return t * upper_tail(t);
+      return {t, upper_tail(t)};
     } else if constexpr (std::is_same_v<P, SinglePrecision>) {
-      // Phi(-t) = exp(-t^2/2) q (1/2 + w K(w)), q = 1/(1 + t/2), w = t q / 2, so t Phi(-t) = exp(-t^2/2) 2 w (...).
-      const float w = 0.5f * t * reciprocal<P>(mul_add(0.5f, t, 1.0f));
-      return gauss<P>(t).times((w + w) * mills_w(w));
+      return tail_single(gauss<P>(t), mapped(t));
     } else {
-      // log2 Phi(-t) is nearly a parabola: one polynomial, one exp2.
-      return Exp2<P>::of(horner(t, 0x1.2335ecp-34f, -0x1.b1e2c0p-28f, 0x1.1bda0ep-22f, -0x1.b0c3b2p-18f,
-                                0x1.ae8022p-14f, -0x1.294a68p-10f, 0x1.2990a6p-7f, -0x1.c14040p-5f, -0x1.d4cb34p-2f,
-                                -0x1.26c46ap+0f, -0x1.fffe52p-1f))
-          .times(t);
+      // Nearly a parabola, so that one polynomial and one exp2 will do.
+      return Exp2<P>::of(log2_upper_tail(t), 1.0f).times(t);
     }
   }
 
-  // S(t) = (t0 - t) exp(-t^2/2) G(q): the root t0 is factored out, so nothing cancels beside it.
+  // S(t) = (t0 - t) exp(-t^2/2) G: the root t0 is factored out, so nothing cancels beside it.
   template <class P>
-  static GELU_EXT_FN typename P::type tail_slope(typename P::type t) {
+  static GELU_EXT_FN ProductOf<P> tail_slope(typename P::type t) {
     if constexpr (std::is_same_v<P, DoublePrecision>) {
-      return mul_add(-t, density(t), upper_tail(t));
+      return {mul_add(-t, density(t), upper_tail(t)), 1.0};
     } else if constexpr (std::is_same_v<P, SinglePrecision>) {
-      return gauss<P>(t).times_signed(from_root(t) * slope_q32(reciprocal<P>(mul_add(0.25f, t, 1.0f))));
+      // G is so flat that its argument's rounding errors hardly matter.
+      return gauss<P>(t).times(from_root<P>(t) * slope_single(t * reciprocal(mul_add(0.5f, t, 1.0f))));
     } else {
-      const float q = reciprocal<P>(mul_add(0x1.555556p-2f, t, 1.0f));
-      const float g =
-          horner(q, -0x1.00d766p-5f, 0x1.4992d8p-4f, 0x1.e7f89cp-6f, 0x1.698882p-4f, 0x1.952dd0p-4f, 0x1.98931cp-2f);
-      return gauss<P>(t).times_signed((0x1.80ead2p-1f - t) * g);
+      return gauss<P>(t).times(from_root<P>(t) * slope_half(reciprocal(mul_add(kScaleHalf, t, 1.0f))));
     }
   }
 
   template <class P>
-  static GELU_EXT_FN ValueAndSlope<typename P::type> tail_and_slope(typename P::type t) {
+  static GELU_EXT_FN TailAndSlope<P> tail_and_slope(typename P::type t) {
     if constexpr (std::is_same_v<P, DoublePrecision>) {
       const double p = upper_tail(t);
-      return {t * p, mul_add(-t, density(t), p)};
+      return {{t, p}, {mul_add(-t, density(t), p), 1.0}};
     } else if constexpr (std::is_same_v<P, SinglePrecision>) {
       const Exp2<P> e = gauss<P>(t);
-      const float w = 0.5f * t * reciprocal<P>(mul_add(0.5f, t, 1.0f));
-      const float q = reciprocal<P>(mul_add(0.25f, t, 1.0f));
-      return {e.times((w + w) * mills_w(w)), e.times_signed(from_root(t) * slope_q32(q))};
+      const float w = mapped(t);
+      return {tail_single(e, w), e.times(from_root<P>(t) * slope_single(w))};
     } else {
       const Exp2<P> e = gauss<P>(t);
-      const float q = reciprocal<P>(mul_add(0x1.4p-2f, t, 1.0f));
-      const float r =
-          horner(q, -0x1.26dcd2p-4f, 0x1.5a8624p-3f, 0x1.a6730ep-6f, 0x1.0a16e2p-3f, 0x1.f4d998p-4f, 0x1.ff295ap-4f) *
-          q;
-      const float g = horner(q, 0x1.aeaf52p-7f, 0x1.c2b2b8p-4f, 0x1.4abe08p-5f, 0x1.a806c6p-4f, 0x1.97963cp-2f);
-      return {e.times(t * r), e.times_signed((0x1.80ead2p-1f - t) * g)};
+      const float q = reciprocal(mul_add(kScaleHalf, t, 1.0f));
+      return {e.times(t * (q * mills_half(q))), e.times(from_root<P>(t) * slope_half(q))};
     }
   }
 
  private:
-  // exp(-t^2/2) as a power of two. SinglePrecision carries the rounding error of t^2 along: in the tail it is
-  // multiplied by up to 150.
+  // exp(-t^2/2). SinglePrecision carries the rounding error of t^2 along: in the tail it is multiplied by up to 100.
   template <class P>
   static GELU_EXT_FN Exp2<P> gauss(float t) {
     constexpr float kHigh = static_cast<float>(-0.5 * kLog2E), kLow = static_cast<float>(-0.5 * kLog2E - kHigh);
     const float square = t * t;
-    const float hi = square * kHigh;
-    if constexpr (!std::is_same_v<P, SinglePrecision>) return Exp2<P>::of(hi);
-    const float square_error = product_error(t, t, square);
-    const float lo = product_error(square, kHigh, hi) + mul_add(square, kLow, square_error * kHigh);
-    return Exp2<P>::of(hi, lo);
+    if constexpr (std::is_same_v<P, SinglePrecision>) {
+      return Exp2<P>::of(square, kHigh, mul_add(square, kLow, kHigh * fused(t, t, -square)));
+    } else {
+      return Exp2<P>::of(square, kHigh);
+    }
   }
 
   // t0 - t, where the slope at -t0 is zero.
-  static GELU_EXT_FN float from_root(float t) { return (0x1.80ead2p-1f - t) - 0x1.a03fd4p-27f; }
-
-  static GELU_EXT_FN float mills_w(float w) {
-    return horner(w, -0x1.0e6b42p-4f, 0x1.26c150p-2f, -0x1.fd68a8p-2f, 0x1.dffa82p-2f, -0x1.344b8ep-2f, 0x1.bdcbe6p-4f,
-                  -0x1.e3b34ep-8f, 0x1.d75e0ep-5f, 0x1.58d6aap-5f, -0x1.8831eap-4f, -0x1.3108bap-2f, 0.5f);
+  template <class P>
+  static GELU_EXT_FN float from_root(float t) {
+    constexpr float kHigh = 0x1.80ead2p-1f, kLow = -0x1.a03fd4p-27f;
+    return std::is_same_v<P, SinglePrecision> ? (kHigh - t) + kLow : kHigh - t;
   }
 
-  static GELU_EXT_FN float slope_q32(float q) {
-    return horner(q, -0x1.6e92a4p-10f, 0x1.12fbc0p-6f, -0x1.039abap-4f, 0x1.9754e4p-4f, -0x1.27d912p-4f, 0x1.307996p-4f,
-                  0x1.23dcfep-6f, 0x1.ce4a54p-5f, 0x1.0328dap-4f, 0x1.3376acp-4f, 0x1.988364p-2f);
+  // w = t/(1 + t/2), in [0, 2).
+  static GELU_EXT_FN float mapped(float t) {
+    const float sum = mul_add(0.5f, t, 1.0f), sum_error = mul_add(0.5f, t, 1.0f - sum);
+    return quotient(t, sum, sum_error, reciprocal(sum));
+  }
+
+  // t Phi(-t) = exp(-t^2/2) (w/2 + w M(w))/2. Halved last, so that it is t/2 also for the smallest t.
+  static GELU_EXT_FN Product<float> tail_single(Exp2<SinglePrecision> gauss, float w) {
+    const float m = mills_single(w), half = 0.5f * w, sum = mul_add(w, m, half);
+    return gauss.times(sum, mul_add(w, m, half - sum)).half();
+  }
+
+  static GELU_EXT_FN float mills_single(float w) {
+    return horner(w, -0x1.0e3bap-14f, 0x1.269366p-11f, -0x1.fd1e3p-10f, 0x1.dfb87cp-9f, -0x1.3428c8p-8f, 0x1.bd9fb2p-9f,
+                  -0x1.e33032p-12f, 0x1.d75c74p-8f, 0x1.58d6bap-7f, -0x1.8831eap-5f, -0x1.3108bap-2f, 0.5f);
+  }
+
+  static GELU_EXT_FN float slope_single(float w) {
+    return horner(w, -0x1.22590ap-17f, 0x1.dd07d6p-14f, -0x1.a6e518p-12f, 0x1.ec117ep-12f, -0x1.586648p-11f,
+                  0x1.2d2876p-10f, 0x1.97851ap-8f, 0x1.2ee466p-7f, -0x1.69c95cp-3f, 0x1.54851ap-1f);
+  }
+
+  // log2 Phi(-t)
+  static GELU_EXT_FN float log2_upper_tail(float t) {
+    return horner(t, -0x1.2bfee8p-29f, 0x1.4e5f3ap-23f, -0x1.47a13ap-18f, 0x1.75ea2p-14f, -0x1.16b0b6p-10f,
+                  0x1.2237eap-7f, -0x1.bdf1a6p-5f, -0x1.d52d08p-2f, -0x1.26bafap+0f, -0x1.000012p+0f);
+  }
+
+  // Phi(-t) = exp(-t^2/2) q M(q), q = 1/(1 + kScaleHalf t).
+  static constexpr float kScaleHalf = 0x1.b8p-2f;
+
+  static GELU_EXT_FN float mills_half(float q) {
+    return horner(q, 0x1.d54c38p-5f, -0x1.cb0684p-3f, 0x1.ce5f28p-3f, 0x1.74849ep-4f, 0x1.6ef4bcp-3f, 0x1.5e1b12p-3f);
+  }
+
+  static GELU_EXT_FN float slope_half(float q) {
+    return horner(q, -0x1.51ae6ap-5f, 0x1.730dd8p-4f, 0x1.63fd6cp-4f, 0x1.09f0cp-3f, 0x1.98828cp-2f);
   }
 
   // Phi(-t) = erfc(t/sqrt 2)/2. Rounding t/sqrt 2 alone would cost t^2 2^-53, so its error r is carried: a factor
@@ -113,42 +143,58 @@ struct GeluErf {
   static GELU_EXT_FN double upper_tail(double t) {
     constexpr double kHigh = 0x1.6a09e667f3bcdp-1, kLow = -0x1.bdd3413b26456p-55;  // sqrt(1/2)
     const double z = t * kHigh;
-    const double r = product_error(t, kHigh, z) + t * kLow;
+    const double r = fused(t, kHigh, -z) + t * kLow;
     const double p = 0.5 * ::erfc(z);
     return p - p * (2.0 * z * r);
   }
 
   static GELU_EXT_FN double density(double t) {
     const double square = t * t;
-    return 0x1.9884533d43651p-2 * ::exp(-0.5 * square) * (1.0 - 0.5 * product_error(t, t, square));
+    return 0x1.9884533d43651p-2 * ::exp(-0.5 * square) * (1.0 - 0.5 * fused(t, t, -square));
   }
 };
 
-// x * sigmoid(z(x)) with an odd polynomial z. Written in e = exp(-z(t)) <= 1 and g = 1/(1 + e) = F(t), all positive:
-// F(-t) = e g, F'(t) = e g^2 z'(t).
+// x * sigmoid(z(x)) with an odd polynomial z. Written in e = exp(-z(t)) <= 1, all positive: F(-t) = e/(1 + e) and
+// F'(t) = e/(1 + e)^2 z'(t), so S(t) = e (1 + e - t z'(t))/(1 + e)^2.
 template <class Argument>
 struct SigmoidGate {
   template <class P>
   static constexpr typename P::type limit = Argument::template limit<P>;
 
   template <class P>
-  static GELU_EXT_FN typename P::type tail(typename P::type t) {
-    const auto e = Argument::template exp_minus<P>(t);
-    return e.times(t * reciprocal<P>(1 + e.value()));
+  static GELU_EXT_FN ProductOf<P> tail(typename P::type t) {
+    const Exp2<P> e = Argument::template exp_minus<P>(t);
+    return e.times(OnePlus<P>(e).divide(t));
   }
 
-  // S(t) = e g (1 - t z' g) = e g^2 (1 - t z' + e)
   template <class P>
-  static GELU_EXT_FN typename P::type tail_slope(typename P::type t) {
+  static GELU_EXT_FN ProductOf<P> tail_slope(typename P::type t) {
     return tail_and_slope<P>(t).slope;
   }
 
   template <class P>
-  static GELU_EXT_FN ValueAndSlope<typename P::type> tail_and_slope(typename P::type t) {
-    const auto e = Argument::template exp_minus<P>(t);
-    const typename P::type g = reciprocal<P>(1 + e.value());
-    return {e.times(t * g), e.times_signed(g * g * ((1 - t * Argument::slope(t)) + e.value()))};
+  static GELU_EXT_FN TailAndSlope<P> tail_and_slope(typename P::type t) {
+    const Exp2<P> e = Argument::template exp_minus<P>(t);
+    const OnePlus<P> one_plus_e(e);
+    const auto numerator = Argument::template slope_numerator<P>(t, e.times(1));
+    return {e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide(one_plus_e.divide(numerator)))};
   }
+
+ private:
+  template <class P>
+  struct OnePlus {
+    using T = typename P::type;
+
+    T sum, sum_error, rough_reciprocal;
+
+    explicit GELU_EXT_FN OnePlus(Exp2<P> e)
+        : sum(e.times(1).plus(1)), sum_error(e.times(1).plus(1 - sum)), rough_reciprocal(reciprocal(sum)) {}
+
+    GELU_EXT_FN T divide(T a) const {
+      if constexpr (std::is_same_v<P, SinglePrecision>) return quotient(a, sum, sum_error, rough_reciprocal);
+      return a * rough_reciprocal;
+    }
+  };
 };
 
 // "tanh": 0.5 x (1 + tanh(u)) = x sigmoid(2u), 2u = sqrt(8/pi) (x + 0.044715 x^3).
@@ -161,30 +207,35 @@ struct TanhArgument {
 
   template <class P>
   static GELU_EXT_FN Exp2<P> exp_minus(typename P::type t) {
+    constexpr double a = -kLinear * kLog2E, b = a * kCubic;
     if constexpr (std::is_same_v<P, DoublePrecision>) {
       return {::exp(-kLinear * (t * mul_add(kCubic * t, t, 1.0)))};
+    } else if constexpr (std::is_same_v<P, HalfPrecision>) {
+      return Exp2<P>::of(t, mul_add(static_cast<float>(b), t * t, static_cast<float>(a)));
     } else {
-      constexpr double a = -kLinear * kLog2E, b = a * kCubic;
-      constexpr float a_hi = static_cast<float>(a), a_lo = static_cast<float>(a - a_hi);
+      // t (a + b t^2), with the errors of t^2, of the sum and of the constants in `m_lo`; a_hi is so short that
+      // a_hi - m is exact.
+      constexpr float a_hi = static_cast<float>(static_cast<int>(a * 0x1p19) * 0x1p-19);
+      constexpr float a_lo = static_cast<float>(a - a_hi);
       constexpr float b_hi = static_cast<float>(b), b_lo = static_cast<float>(b - b_hi);
-      const float square = t * t;
-      if constexpr (std::is_same_v<P, HalfPrecision>) return Exp2<P>::of(t * mul_add(b_hi, square, a_hi));
-      // t (a + b t^2), with the errors of t^2, of the product, of the sum (a two-sum) and of the constants in `m_lo`.
-      const float cubic = b_hi * square;
-      const float cubic_lo =
-          product_error(b_hi, square, cubic) + mul_add(b_hi, product_error(t, t, square), b_lo * square);
-      const float m = cubic + a_hi;
-      const float rounded = m - cubic;
-      const float m_lo = ((cubic - (m - rounded)) + (a_hi - rounded)) + (cubic_lo + a_lo);
-      const float z = t * m;
-      return Exp2<P>::of(z, mul_add(t, m_lo, product_error(t, m, z)));
+      const float square = t * t, square_error = fused(t, t, -square);
+      const float m = mul_add(b_hi, square, a_hi);
+      const float m_lo = fused(b_hi, square, a_hi - m) + mul_add(b_hi, square_error, mul_add(b_lo, square, a_lo));
+      return Exp2<P>::of(t, m, t * m_lo);
     }
   }
 
-  // z'(t)
-  template <class T>
-  static GELU_EXT_FN T slope(T t) {
-    return mul_add(static_cast<T>(3 * kLinear * kCubic) * t, t, static_cast<T>(kLinear));
+  // 1 + e - t z'(t), z' = a + b t^2
+  template <class P>
+  static GELU_EXT_FN typename P::type slope_numerator(typename P::type t, ProductOf<P> e) {
+    using T = typename P::type;
+    constexpr T a = static_cast<T>(kLinear), b = static_cast<T>(3 * kLinear * kCubic);
+    if constexpr (std::is_same_v<P, SinglePrecision>) {
+      constexpr float a_lo = static_cast<float>(kLinear - a);
+      return fused(-a, t, 1.0f) + mul_add(-b * (t * t), t, mul_add(-a_lo, t, e.value()));
+    } else {
+      return mul_add(-t, mul_add(b * t, t, a), e.plus(1));
+    }
   }
 };
 
@@ -197,20 +248,28 @@ struct QuickArgument {
 
   template <class P>
   static GELU_EXT_FN Exp2<P> exp_minus(typename P::type t) {
+    constexpr double a = -kLinear * kLog2E;
     if constexpr (std::is_same_v<P, DoublePrecision>) {
       return {::exp(-kLinear * t)};
+    } else if constexpr (std::is_same_v<P, HalfPrecision>) {
+      return Exp2<P>::of(t, static_cast<float>(a));
     } else {
-      constexpr double a = -kLinear * kLog2E;
       constexpr float a_hi = static_cast<float>(a), a_lo = static_cast<float>(a - a_hi);
-      const float z = t * a_hi;
-      if constexpr (std::is_same_v<P, HalfPrecision>) return Exp2<P>::of(z);
-      return Exp2<P>::of(z, mul_add(t, a_lo, product_error(t, a_hi, z)));
+      return Exp2<P>::of(t, a_hi, t * a_lo);
     }
   }
 
-  template <class T>
-  static GELU_EXT_FN T slope(T) {
-    return static_cast<T>(kLinear);
+  // 1 + e - t z'(t), z' = a
+  template <class P>
+  static GELU_EXT_FN typename P::type slope_numerator(typename P::type t, ProductOf<P> e) {
+    using T = typename P::type;
+    constexpr T a = static_cast<T>(kLinear);
+    if constexpr (std::is_same_v<P, SinglePrecision>) {
+      constexpr float a_lo = static_cast<float>(kLinear - a);
+      return fused(-a, t, 1.0f) + mul_add(-a_lo, t, e.value());
+    } else {
+      return mul_add(-t, a, e.plus(1));
+    }
   }
 };
 
@@ -230,37 +289,26 @@ struct ActivationList {
 };
 using Activations = ActivationList<GeluErf, GeluTanh, GeluSigmoid>;
 
-// value, slope and both of a form at any x: NaN stays NaN, value(-inf) is -0.
+// value, slope and both of a form at any x. The clamp loses a NaN; max0(x) brings it back.
 template <class Form, class P>
 struct Activation {
   using T = typename P::type;
 
-  static GELU_EXT_FN T clamped(T x) { return min_keep_nan(magnitude(x), Form::template limit<P>); }
+  static GELU_EXT_FN T value(T x) { return value(x, Form::template tail<P>(clamped(x))); }
 
-  // Below 2^-64, F(-t) is 1/2 to every bit; Exp2::times does not take factors so small on the host.
-  static GELU_EXT_FN T tail_of_tiny(T t, T tail) {
-#if defined(__CUDA_ARCH__)
-    return tail;
-#else
-    return t < T(0x1p-64) ? T(0.5) * t : tail;
-#endif
-  }
-
-  static GELU_EXT_FN T value(T x) {
-    const T t = clamped(x);
-    return max0(x) - tail_of_tiny(t, Form::template tail<P>(t));
-  }
-
-  static GELU_EXT_FN T slope(T x) {
-    const T s = Form::template tail_slope<P>(clamped(x));
-    return x > 0 ? 1 - s : s;
-  }
+  static GELU_EXT_FN T slope(T x) { return slope(x, Form::template tail_slope<P>(clamped(x))); }
 
   static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
-    const T t = clamped(x);
-    const ValueAndSlope<T> both = Form::template tail_and_slope<P>(t);
-    return {max0(x) - tail_of_tiny(t, both.value), x > 0 ? 1 - both.slope : both.slope};
+    const TailAndSlope<P> both = Form::template tail_and_slope<P>(clamped(x));
+    return {value(x, both.tail), slope(x, both.slope)};
   }
+
+ private:
+  static GELU_EXT_FN T clamped(T x) { return clamped_magnitude(x, Form::template limit<P>); }
+
+  static GELU_EXT_FN T value(T x, Product<T> tail) { return tail.subtracted_from(max0(x)); }
+
+  static GELU_EXT_FN T slope(T x, Product<T> s) { return x > 0 ? s.subtracted_from(1) : s.plus(max0(x)); }
 };
 
 }  // namespace gelu_ext

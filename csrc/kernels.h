@@ -122,6 +122,7 @@ namespace cuda {
 struct Device {
   int multiprocessors;
 };
+Device device(int index);
 
 // Launchers return a CUDA error code (0 is success): they launch on `stream` (a cudaStream_t) of the current device,
 // allocate nothing and do not synchronise. The backward ones need a workspace of workspace_bytes() (may be 0), aligned

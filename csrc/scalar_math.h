@@ -54,6 +54,32 @@ GELU_EXT_FN float from_bits(uint32_t bits) {
 #endif
 }
 
+// The device's special-function unit.
+#if defined(__CUDA_ARCH__)
+#define GELU_EXT_DEVICE_ARITHMETIC 1
+__device__ __forceinline__ float special_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float special_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#elif defined(GELU_EXT_MODEL_DEVICE)
+// ... and its model, for tests on a machine without a device: correctly rounded, then off by so many ulps.
+#define GELU_EXT_DEVICE_ARITHMETIC 1
+inline int special_exp2_ulps = 0, special_reciprocal_ulps = 0;
+inline float special_exp2(float x) {
+  const float y = static_cast<float>(std::exp2(static_cast<double>(x)));
+  return y < 0x1p-126f ? 0.0f : from_bits(to_bits(y) + static_cast<uint32_t>(y < 1.0f ? special_exp2_ulps : 0));
+}
+inline float special_reciprocal(float x) {
+  return from_bits(to_bits(1.0f / x) + static_cast<uint32_t>(special_reciprocal_ulps));
+}
+#endif
+
 // a * b + c, fused where the hardware can, else rounded twice. For polynomials, where either will do.
 GELU_EXT_FN float mul_add(float a, float b, float c) {
 #if defined(GELU_EXT_HAS_FMA)
@@ -70,16 +96,27 @@ GELU_EXT_FN double mul_add(double a, double b, double c) {
 #endif
 }
 
-// a * b - product with the exact product: the rounding error that `product = a * b` made.
-GELU_EXT_FN float product_error(float a, float b, float product) {
+// a * b + c rounded once on every machine, where an error term depends on it.
+GELU_EXT_FN float fused(float a, float b, float c) {
 #if defined(GELU_EXT_HAS_FMA)
-  return __builtin_fmaf(a, b, -product);
+  return __builtin_fmaf(a, b, c);
 #else
   // The product of two 24-bit significands is exact in double; a call to fmaf would not vectorise.
-  return static_cast<float>(static_cast<double>(a) * static_cast<double>(b) - static_cast<double>(product));
+  return static_cast<float>(static_cast<double>(a) * static_cast<double>(b) + static_cast<double>(c));
 #endif
 }
-GELU_EXT_FN double product_error(double a, double b, double product) { return std::fma(a, b, -product); }
+GELU_EXT_FN double fused(double a, double b, double c) { return std::fma(a, b, c); }
+
+// A product whose multiplication is left to the caller, to be fused with the addition that follows.
+template <class T>
+struct Product {
+  T a, b;
+
+  GELU_EXT_FN T value() const { return a * b; }
+  GELU_EXT_FN Product half() const { return {a, T(0.5) * b}; }
+  GELU_EXT_FN T plus(T c) const { return mul_add(a, b, c); }
+  GELU_EXT_FN T subtracted_from(T c) const { return mul_add(-a, b, c); }
+};
 
 // c[0] x^(n-1) + ... + c[n-1]: coefficients highest degree first.
 template <class T>
@@ -91,101 +128,100 @@ GELU_EXT_FN T horner(T x, T c0, T c1, Rest... rest) {
   return horner(x, mul_add(c0, x, c1), rest...);
 }
 
-// min(x, limit) that keeps a NaN in x (x86 `minps` returns its second operand when either is NaN).
-GELU_EXT_FN float min_keep_nan(float x, float limit) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  float result;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(limit));
-  return result;
+// min(|x|, limit); for a NaN the limit. On the host it is a minimum of integers, because g++ specialises what follows a
+// comparison with a constant, which costs more than the comparison.
+GELU_EXT_FN float clamped_magnitude(float x, float limit) {
+#if defined(__CUDA_ARCH__)
+  return fminf(fabsf(x), limit);
 #else
-  return limit < x ? limit : x;
+  const int32_t magnitude = static_cast<int32_t>(to_bits(x) & 0x7fffffffu), most = static_cast<int32_t>(to_bits(limit));
+  return from_bits(static_cast<uint32_t>(magnitude < most ? magnitude : most));
 #endif
 }
-GELU_EXT_FN double min_keep_nan(double x, double limit) { return limit < x ? limit : x; }
-
-GELU_EXT_FN float magnitude(float x) { return __builtin_fabsf(x); }
-GELU_EXT_FN double magnitude(double x) { return __builtin_fabs(x); }
+GELU_EXT_FN double clamped_magnitude(double x, double limit) {
+  const double magnitude = __builtin_fabs(x);
+  return magnitude < limit ? magnitude : limit;
+}
 
 // max(x, 0) that keeps NaN and the sign of zero: max0(-0) and max0(x < 0) are -0, so that `max0(x) - 0` is gelu's
 // limit.
 template <class T>
 GELU_EXT_FN T max0(T x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, float>) {
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(-0.0f));
+    return result;
+  }
+#endif
   return x < T(-0.0) ? T(-0.0) : x;
 }
 
-// 1 / x. The device's unit is good to about 1 ulp; SinglePrecision adds a Newton step.
-template <class P>
-GELU_EXT_FN typename P::type reciprocal(typename P::type x) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (std::is_same_v<P, DoublePrecision>) return 1.0 / x;
-  float q;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(q) : "f"(x));
-  if constexpr (std::is_same_v<P, SinglePrecision>) q = mul_add(mul_add(-x, q, 1.0f), q, q);
-  return q;
-#else
-  return 1 / x;
+// 1 / x; the device's unit is good to about 1 ulp.
+template <class T>
+GELU_EXT_FN T reciprocal(T x) {
+#if defined(GELU_EXT_DEVICE_ARITHMETIC)
+  if constexpr (std::is_same_v<T, float>) return special_reciprocal(x);
 #endif
+  return 1 / x;
 }
 
-// 2^(hi + lo) for -250 < hi + lo <= 0, |lo| << 1: kept as significand * 2^n so that products with it round once, also
-// where the result is subnormal.
+// a / (b + b_lo) to about half a unit in the last place, given q = 1/b to a few.
+GELU_EXT_FN float quotient(float a, float b, float b_lo, float q) {
+  const float rough = a * q;
+  return mul_add(mul_add(-b_lo, rough, fused(-b, rough, a)), q, rough);
+}
+
+// 2^(a b + lo) for -2^20 < a b <= 0, |lo| << 1; a b is not rounded. It is kept in factors of which the last rounds, so
+// that products with it are rounded once, also where they are subnormal, and fused with what is added to them.
+template <class P>
+struct Exp2;
+
+#if defined(GELU_EXT_DEVICE_ARITHMETIC)
+// The root of it, for the device's unit makes no results below 1.2e-38.
+template <>
+struct Exp2<HalfPrecision> {
+  float root;
+
+  static GELU_EXT_FN Exp2 of(float a, float b) { return {special_exp2(a * (0.5f * b))}; }
+
+  GELU_EXT_FN Product<float> times(float factor) const { return {factor * root, root}; }
+};
+#endif
+
+// (1 + excess) * scale * kUnscale = 2^r * 2^n, n the nearest integer: all but the last multiplication stay normal.
 template <class P>
 struct Exp2 {
-  float significand;  // 2^r, |r| <= 1/2
-  uint32_t shifted;   // bits of n + 1.5 * 2^23: its low bits are n
+  static constexpr int kLowest = -160;  // 0 below: a factor up to 2^10 still makes the right subnormals and zeros
+  static constexpr float kUnscale = 0x1p-33f;  // 2^(kLowest + 127)
+  static constexpr float kShift = 0x1.8p23f;   // adding it rounds to an integer, held in the low bits
 
-  static constexpr float kShift = 0x1.8p23f;  // adding it rounds to an integer, held in the low bits
-  static constexpr uint32_t kShiftBits = 0x4b400000u;
+  float excess;  // 2^r - 1
+  float scale;
 
-  static GELU_EXT_FN Exp2 of(float hi, float lo = 0.0f) {
-    const float shifted = hi + kShift;
-    const float r = (hi - (shifted - kShift)) + lo;
-    return {polynomial(r), to_bits(shifted)};
+  static GELU_EXT_FN Exp2 of(float a, float b, float lo = 0.0f) {
+    const float shifted = mul_add(a, b, kShift);
+    const int32_t n = static_cast<int32_t>(to_bits(shifted)) - static_cast<int32_t>(to_bits(kShift));
+    float r;
+    if constexpr (std::is_same_v<P, SinglePrecision>)
+      r = fused(a, b, kShift - shifted) + lo;
+    else
+      r = mul_add(a, b, kShift - shifted);
+    return {r * excess_over(r), from_bits(static_cast<uint32_t>((n > kLowest ? n : kLowest) - kLowest) << 23)};
   }
 
-  // For use in sums with numbers near 1: below the smallest normal it stays there.
-  GELU_EXT_FN float value() const {
-    const int32_t n = static_cast<int32_t>(shifted - kShiftBits);
-    return significand * from_bits(static_cast<uint32_t>((n < -126 ? -126 : n) + 127) << 23);
+  GELU_EXT_FN Product<float> times(float factor) const { return {mul_add(factor, excess, factor) * scale, kUnscale}; }
+  GELU_EXT_FN Product<float> times(float factor, float factor_lo) const {
+    return {(factor + mul_add(factor, excess, factor_lo)) * scale, kUnscale};
   }
 
-  // factor * 2^(hi + lo), rounded once: honest subnormals and an honest zero below them. On the host the factor must be
-  // 0 or in [2^-100, 2^20).
-  GELU_EXT_FN float times(float factor) const {
-    const float product = factor * significand;
-#if defined(__CUDA_ARCH__)
-    const int32_t n = static_cast<int32_t>(shifted - kShiftBits), half = n >> 1;
-    return product * from_bits(static_cast<uint32_t>(half + 127) << 23) *
-           from_bits(static_cast<uint32_t>(n - half + 127) << 23);
-#else
-    // A multiplication with a subnormal result costs some processors a hundred cycles, so subnormals are made by the
-    // rounding of an addition instead: product * 2^(n + 149), in units of the smallest subnormal, plus 2^23.
-    const uint32_t normal = to_bits(product) + (shifted << 23);
-    const uint32_t limited = shifted < kShiftBits - 25u ? shifted : kShiftBits - 25u;
-    const float units = product * from_bits((limited << 23) + ((149u + 127u) << 23));
-    const uint32_t subnormal = to_bits(units + 0x1p23f) - to_bits(0x1p23f);
-    return from_bits(units < 0x1p23f ? subnormal : normal);
-#endif
-  }
-
-  // The same for a factor of either sign, or NaN.
-  GELU_EXT_FN float times_signed(float factor) const {
-#if defined(__CUDA_ARCH__)
-    return times(factor);
-#else
-    const float scaled = __builtin_copysignf(times(magnitude(factor)), factor);
-    return factor == factor ? scaled : factor;
-#endif
-  }
-
-  // Minimax on [-1/2, 1/2]: relative error 1.9e-7 (degree 5) and 2e-9 (degree 6) before rounding.
-  static GELU_EXT_FN float polynomial(float r) {
+  // (2^r - 1)/r
+  static GELU_EXT_FN float excess_over(float r) {
     if constexpr (std::is_same_v<P, SinglePrecision>) {
-      return horner(r, 0x1.4bc1c8p-13f, 0x1.5fbffcp-10f, 0x1.3b21cap-7f, 0x1.c6ada6p-5f, 0x1.ebfbe6p-3f, 0x1.62e432p-1f,
-                    1.0f);
+      return horner(r, 0x1.4be80cp-13f, 0x1.5fbcfap-10f, 0x1.3b21c2p-7f, 0x1.c6ada8p-5f, 0x1.ebfbe6p-3f,
+                    0x1.62e432p-1f);
     } else {
-      return horner(r, 0x1.4bc1c8p-13f, 0x1.5fbffcp-10f, 0x1.3b21cap-7f, 0x1.c6ada6p-5f, 0x1.ebfbe6p-3f, 0x1.62e432p-1f,
-                    1.0f);
+      return horner(r, 0x1.5cbfccp-10f, 0x1.3cf41ep-7f, 0x1.c6b596p-5f, 0x1.ebf9a4p-3f, 0x1.62e42ap-1f);
     }
   }
 };
@@ -194,30 +230,7 @@ template <>
 struct Exp2<DoublePrecision> {
   double whole;
 
-  GELU_EXT_FN double value() const { return whole; }
-  GELU_EXT_FN double times(double factor) const { return factor * whole; }
-  GELU_EXT_FN double times_signed(double factor) const { return factor * whole; }
+  GELU_EXT_FN Product<double> times(double factor) const { return {factor, whole}; }
 };
-
-#if defined(__CUDACC__)
-// One special-function operation instead; results below 1.2e-38 are flushed to zero.
-template <>
-struct Exp2<HalfPrecision> {
-  float whole;
-
-  static GELU_EXT_FN Exp2 of(float hi, float = 0.0f) {
-    Exp2 result;
-#if defined(__CUDA_ARCH__)
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result.whole) : "f"(hi));
-#else
-    result.whole = exp2f(hi);
-#endif
-    return result;
-  }
-  GELU_EXT_FN float value() const { return whole; }
-  GELU_EXT_FN float times(float factor) const { return factor * whole; }
-  GELU_EXT_FN float times_signed(float factor) const { return factor * whole; }
-};
-#endif
 
 }  // namespace gelu_ext

@@ -1,0 +1,230 @@
+"""The microbenchmark: every op, form, dtype and shape against eager, torch.compile and a copy of the same bytes.
+
+    python bench/bench.py                       # forward and training step, a few telling shapes
+    python bench/bench.py --compile             # torch.compile too (it compiles for minutes)
+    python bench/bench.py --threads 1,2 --isa avx2 --dtypes float32 --ops geglu --output results.json
+
+Every contender is checked against float64 before it is timed. Contenders take turns; the figures are medians of rounds
+and their quartiles, and only ratios within one run are worth comparing. Ratios above 1 mean that gelu_ext is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timing import Timing, alternate
+from torch import Tensor
+
+import gelu_ext
+from gelu_ext import _native
+
+SHAPES = {"cpu": "4096x3072,256x3072,8x128,1x768", "cuda": "65536x3072,8192x4096,1024x3072,16x4096,1x4096"}
+
+
+def eager_gelu(z: Tensor, form: str) -> Tensor:
+    return z * torch.sigmoid(1.702 * z) if form == "sigmoid" else F.gelu(z, approximate=form)
+
+
+def eager_bias_gelu(x: Tensor, bias: Tensor, form: str) -> Tensor:
+    return eager_gelu(x + bias, form)
+
+
+def eager_geglu(x: Tensor, bias: Tensor, form: str) -> Tensor:
+    a, b = (x + bias).chunk(2, -1)
+    return a * eager_gelu(b, form)
+
+
+def eager_gelu_mul(x: Tensor, linear: Tensor, form: str) -> Tensor:
+    return eager_gelu(x, form) * linear
+
+
+def fused_bias_gelu(x: Tensor, bias: Tensor, form: str) -> Tensor:
+    return gelu_ext.bias_gelu(x, bias, approximate=form)
+
+
+def fused_geglu(x: Tensor, bias: Tensor, form: str) -> Tensor:
+    return gelu_ext.geglu(x, bias, approximate=form)
+
+
+def fused_gelu_mul(x: Tensor, linear: Tensor, form: str) -> Tensor:
+    return gelu_ext.gelu_mul(x, linear, approximate=form)
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """Inputs are x [rows, width * cols] and a second operand, a bias or another x; out is [rows, cols]."""
+
+    eager: Callable[[Tensor, Tensor, str], Tensor]
+    fused: Callable[[Tensor, Tensor, str], Tensor]
+    width: int
+    second_is_bias: bool
+    forward_moves: int  # elements that must move per element of the output, without the bias
+    backward_moves: int
+
+
+OPS = {
+    "bias_gelu": Op(eager_bias_gelu, fused_bias_gelu, 1, True, 2, 3),
+    "geglu": Op(eager_geglu, fused_geglu, 2, True, 3, 5),
+    "gelu_mul": Op(eager_gelu_mul, fused_gelu_mul, 1, False, 3, 5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    op: str
+    form: str
+    dtype: torch.dtype
+    rows: int
+    cols: int
+    threads: int
+
+    def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        op = OPS[self.op]
+        torch.manual_seed(0)
+        x = torch.randn(self.rows, op.width * self.cols, device=device).to(self.dtype)
+        second = torch.randn(x.shape[-1:] if op.second_is_bias else x.shape, device=device).to(self.dtype)
+        return x, second, torch.randn(self.rows, self.cols, device=device).to(self.dtype)
+
+
+def training_step(call: Callable[[Tensor, Tensor, str], Tensor], x: Tensor, y: Tensor, grad: Tensor, form: str):
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(call(x, y, form), (x, y), grad)
+
+    return step
+
+
+def check(case: Case, call: Callable[[Tensor, Tensor, str], Tensor], device: torch.device, name: str) -> None:
+    """A contender that computes something else is not timed. Loose: eager rounds x + bias to 16 bits."""
+    x, y, _ = case.inputs(device)
+    rows = slice(0, 64)
+    second = y if OPS[case.op].second_is_bias else y[rows]
+    truth = OPS[case.op].eager(x[rows].double(), second.double(), case.form)
+    got = call(x, y, case.form)[rows].double()
+    allowed = 0.1 if case.dtype.itemsize == 2 else 1e-4
+    error = (got - truth).abs().max().item() if got.numel() else 0.0
+    if not error <= allowed:
+        sys.exit(
+            f"bench: expected {name} of {case} to agree with float64 within {allowed}, got a difference of {error}"
+        )
+
+
+def copy_call(case: Case, moves: int, device: torch.device) -> Callable[[], Tensor]:
+    """Reads and writes as many bytes as must move, into memory that has been touched."""
+    source = torch.empty(case.rows * case.cols * moves // 2, dtype=case.dtype, device=device).zero_()
+    target = torch.empty_like(source).zero_()
+    return lambda: target.copy_(source)
+
+
+def contenders(case: Case, device: torch.device, with_compile: bool) -> dict[str, dict[str, Callable[[], object]]]:
+    """{pass: {name: call}}"""
+    op = OPS[case.op]
+    x, y, grad = case.inputs(device)
+    calls = {"eager": op.eager, "gelu_ext": op.fused}
+    if with_compile:
+        calls["compile"] = torch.compile(op.eager, dynamic=False)
+    for name, call in calls.items():
+        check(case, call, device, name)
+    forward: dict[str, Callable[[], object]] = {name: lambda c=call: c(x, y, case.form) for name, call in calls.items()}
+    forward["copy"] = copy_call(case, op.forward_moves, device)
+    if op.second_is_bias and op.width == 1:
+        forward["F.gelu(x)"] = lambda: eager_gelu(x, case.form)
+    training = {name: training_step(call, x, y, grad, case.form) for name, call in calls.items()}
+    training["copy"] = copy_call(case, op.forward_moves + op.backward_moves, device)
+    return {"forward": forward, "training": training}
+
+
+def row_of(case: Case, step: str, timings: dict[str, Timing]) -> dict[str, object]:
+    ours = timings["gelu_ext"].median
+    row: dict[str, object] = dataclasses.asdict(case) | {"dtype": str(case.dtype).removeprefix("torch."), "pass": step}
+    row["seconds"] = {name: dataclasses.asdict(timing) for name, timing in timings.items()}
+    row["x"] = {name: timing.median / ours for name, timing in timings.items() if name != "gelu_ext"}
+    return row
+
+
+def line_of(row: dict) -> str:
+    ours = row["seconds"]["gelu_ext"]
+    spread = (ours["high"] - ours["low"]) / ours["median"] * 100
+    ratios = "  ".join(f"{name} {ratio:6.2f}x" for name, ratio in row["x"].items())
+    what = f"{row['op']:9} {row['form']:7} {row['dtype']:8} {row['rows']:6} x {row['cols']:<6} {row['threads']} thr"
+    return f"{what} {row['pass']:8} {ours['median'] * 1e3:10.4f} ms +-{spread / 2:4.1f} %   {ratios}"
+
+
+def cases(args: argparse.Namespace) -> Iterator[Case]:
+    shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes.split(",")]
+    dtypes = [getattr(torch, name) for name in args.dtypes.split(",")]
+    threads = [int(n) for n in args.threads.split(",")]
+    for count, op, (rows, cols), dtype, form in itertools.product(
+        threads, args.ops.split(","), shapes, dtypes, args.forms.split(",")
+    ):
+        yield Case(op, form, dtype, rows, cols, count)
+
+
+def environment(device: torch.device) -> dict[str, object]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gelu_ext": gelu_ext.__version__,
+        "instruction_set": _native.instruction_set(),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--ops", default="bias_gelu,geglu")
+    parser.add_argument("--forms", default=",".join(_native.activations()))
+    parser.add_argument("--dtypes", default="float32,bfloat16,float16")
+    parser.add_argument("--shapes", help="rows x columns of the output, e.g. 4096x3072,1x768")
+    parser.add_argument("--threads", default="1")
+    parser.add_argument("--isa", help="CPU instruction set of gelu_ext (torch's own: ATEN_CPU_CAPABILITY)")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=0.02, help="of one contender in one round")
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
+    args = parser.parse_args(argv)
+    args.shapes = args.shapes or SHAPES[torch.device(args.device).type]
+    if args.isa and not _native.set_instruction_set(args.isa):
+        parser.error(f"expected --isa to be one of {_native.instruction_sets()}, got {args.isa}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    device = torch.device(args.device)
+    about = environment(device)
+    print("  ".join(f"{key} {value}" for key, value in about.items()))
+    rows = []
+    for case in cases(args):
+        torch.set_num_threads(case.threads)
+        for step, calls in contenders(case, device, args.compile).items():
+            rows.append(row_of(case, step, alternate(calls, device=device, rounds=args.rounds, seconds=args.seconds)))
+            print(line_of(rows[-1]), flush=True)
+            if args.output:
+                args.output.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

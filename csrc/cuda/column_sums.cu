@@ -1,0 +1,50 @@
+// The second step of the bias gradients: adds up the partial sums of all chunks, in a fixed order and in double, so
+// that the number of chunks costs no accuracy. They are about a hundredth of the data of the first step.
+#include "column_sums.cuh"
+
+namespace gelu_ext::cuda {
+namespace {
+
+constexpr int kSumColumns = 8;  // of a block: 32 bytes of a row of partial sums, the least that memory moves
+constexpr int kWarps = kThreads / 32;
+
+// A thread adds every 32nd chunk, then the 4 threads of a warp that share a column, then the warps.
+template <class opmath_t>
+__global__ void __launch_bounds__(kThreads)
+    sum_chunks_kernel(const opmath_t* partials /* [vectors, chunks, cols] */, int chunks, int64_t cols, Vector total_0, Vector total_1) {
+  __shared__ double staged[kWarps][kSumColumns];
+  const Vector total = blockIdx.y == 0 ? total_0 : total_1;
+  if (total.data == nullptr) return;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + thread % kSumColumns;
+  double sum = 0;
+  if (column < cols) {
+    const opmath_t* at = partials + static_cast<int64_t>(blockIdx.y) * chunks * cols + column;
+#pragma unroll 4
+    for (int chunk = thread / kSumColumns; chunk < chunks; chunk += kThreads / kSumColumns) sum += at[chunk * cols];
+  }
+  sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+  if (thread % 32 < kSumColumns) staged[thread / 32][thread % 32] = sum;
+  __syncthreads();
+  if (thread < kSumColumns && column < cols) {
+    for (int warp = 1; warp < kWarps; ++warp) sum += staged[warp][thread];
+    store_sum(total, column, sum);
+  }
+}
+
+}  // namespace
+
+void sum_chunks(DType dtype, const void* partials, int chunks, int64_t cols, int vectors, const Vector (&totals)[2],
+                void* stream) {
+  const dim3 grid(static_cast<unsigned>((cols + kSumColumns - 1) / kSumColumns), static_cast<unsigned>(vectors));
+  if (dtype == DType::float64) {
+    GELU_EXT_LAUNCH((sum_chunks_kernel<double>), grid, dim3(kThreads), stream, static_cast<const double*>(partials),
+                    chunks, cols, totals[0], totals[1]);
+  } else {
+    GELU_EXT_LAUNCH((sum_chunks_kernel<float>), grid, dim3(kThreads), stream, static_cast<const float*>(partials),
+                    chunks, cols, totals[0], totals[1]);
+  }
+}
+
+}  // namespace gelu_ext::cuda

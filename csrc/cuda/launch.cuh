@@ -1,0 +1,73 @@
+// How kernels are launched: the one launch macro, the launch shape and the rule for 16-byte access.
+// Knows kernels.h and the CUDA runtime, or in tests the header that emulates it on the CPU.
+#pragma once
+
+#if defined(GELU_EXT_EMULATE_CUDA)
+#include "cuda_emulator.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <cstdint>
+
+#include "../kernels.h"
+
+#ifndef GELU_EXT_LAUNCH  // the emulator brings its own; put a kernel with commas in its name in parentheses
+#define GELU_EXT_LAUNCH(kernel, grid, block, stream, ...) \
+  kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+#endif
+
+namespace gelu_ext::cuda {
+
+inline constexpr int kThreads = 256;
+inline constexpr int kVectorBytes = 16;
+
+// Elements a thread handles in each row.
+constexpr int elements_per_thread(DType dtype) { return kVectorBytes / static_cast<int>(size_of(dtype)); }
+
+// Chosen per kernel from its machine code, for bytes in flight without spilling: `unroll` rows are loaded before the
+// first is used; `blocks` must fit on a multiprocessor at once, which limits their registers.
+struct Tuning {
+  int unroll, blocks;
+};
+
+// The second argument of __launch_bounds__. Turing runs 1024 threads, all later ones at least 1536.
+constexpr int resident_blocks(Tuning tuning) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return tuning.blocks < 4 ? tuning.blocks : 4;
+#else
+  return tuning.blocks;
+#endif
+}
+
+// A block is `lanes` threads along a row times kThreads / lanes rows. The grid is `tiles` blocks along a row times
+// `chunks` down the rows; each block strides down to its next rows by chunks * kThreads / lanes.
+// The shape depends on the sizes and the device alone, not on where the data lies, so that sums over rows repeat
+// bit for bit.
+struct LaunchShape {
+  int lanes, chunks;
+  int64_t tiles;
+
+  int64_t row_step() const { return static_cast<int64_t>(chunks) * (kThreads / lanes); }
+  dim3 grid() const { return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(chunks)); }
+  dim3 block() const { return dim3(static_cast<unsigned>(lanes), static_cast<unsigned>(kThreads / lanes)); }
+};
+
+// `sums`: whether the kernel also sums columns, which makes many chunks costly. See launch.cu for the rule and for the
+// environment variable that overrides it.
+LaunchShape launch_shape(int64_t rows, int64_t cols, DType dtype, Tuning tuning, bool sums, const Device& device);
+
+// Whether 16-byte access works in every row.
+template <class AnyMatrix>
+bool rows_are_aligned(const AnyMatrix& matrix, DType dtype, int64_t rows) {
+  return reinterpret_cast<uintptr_t>(matrix.data) % kVectorBytes == 0 &&
+         (rows == 1 || matrix.row_stride % elements_per_thread(dtype) == 0);
+}
+template <class... Matrices>
+bool vectors_fit(DType dtype, int64_t rows, int64_t cols, const Matrices&... matrices) {
+  return cols % elements_per_thread(dtype) == 0 && (rows_are_aligned(matrices, dtype, rows) && ...);
+}
+
+}  // namespace gelu_ext::cuda

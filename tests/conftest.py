@@ -1,0 +1,53 @@
+"""Fixtures of all tests: the devices and instruction sets that they run on. Works without a compiled module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gelu_ext import _native
+
+HAS_CUDA = torch.cuda.is_available() and getattr(_native.module, "with_cuda", False)
+DEVICES = ["cpu", "cuda"] if HAS_CUDA else ["cpu"]
+INSTRUCTION_SETS = _native.instruction_sets().split(",") if _native.module else []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = os.environ.get("GELU_EXT_SLOW_TESTS") == "1" or "slow" in (config.getoption("-m") or "")
+    for item in items:
+        if item.get_closest_marker("slow") and not asked:
+            item.add_marker(pytest.mark.skip(reason="slow: set GELU_EXT_SLOW_TESTS=1"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device that this build has kernels for and this machine has."""
+    return request.param
+
+
+@pytest.fixture
+def cuda() -> str:
+    """For what only a GPU can show."""
+    if not HAS_CUDA:
+        pytest.skip("needs a GPU and a build with CUDA")
+    return "cuda"
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of the CPU kernels that this processor can run, in use during the test."""
+    before = _native.instruction_set()
+    assert _native.set_instruction_set(request.param)
+    yield request.param
+    assert _native.set_instruction_set(before)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The test may change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,356 @@
+"""The truth that tests compare to, in float64, and how far from it a result may lie.
+
+The truth of a form is its erfc or logistic function in float64, never `F.gelu`, which is wrong in the tail. To add a
+form, add its line to FORMS. A `Call` is one way to call the library; it knows its own truth, forward and backward, and
+the bound that follows from the bars: how many units in the last place (ulp) a value or a slope may be off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import gelu_ext
+from gelu_ext import _native
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+HALVES = [torch.float16, torch.bfloat16]
+
+# In ulp of the result. A float32 slope below 0.05 is near its root and has an absolute bar instead.
+VALUE_BAR = {torch.bfloat16: 0.505, torch.float16: 0.52, torch.float32: 4.0}
+SLOPE_BAR = {torch.bfloat16: 0.51, torch.float16: 0.55, torch.float32: 5.0}
+SLOPE_NEAR_ROOT = {torch.bfloat16: 0.0, torch.float16: 0.0, torch.float32: 3e-8}
+
+# ------------------------------------------------------------------------------------------------------------ the forms
+
+
+class Form(NamedTuple):
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
+def _phi(x: Tensor) -> Tensor:
+    return torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(-x * math.sqrt(0.5))
+
+
+def _logistic(u: Callable[[Tensor], Tensor], u_slope: Callable[[Tensor], Tensor]) -> Form:
+    """x * sigmoid(u(x)); both factors of sigmoid' are sigmoids, so that nothing cancels."""
+    return Form(
+        lambda x: x * torch.sigmoid(u(x)),
+        lambda x: torch.sigmoid(u(x)) * (1 + x * u_slope(x) * torch.sigmoid(-u(x))),
+    )
+
+
+_K = math.sqrt(8 / math.pi)
+FORMS: dict[str, Form] = {
+    "none": Form(lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * _phi(x)),
+    "tanh": _logistic(lambda x: _K * (x + 0.044715 * x * x * x), lambda x: _K * (1 + 3 * 0.044715 * x * x)),
+    "sigmoid": _logistic(lambda x: 1.702 * x, lambda x: torch.full_like(x, 1.702)),
+}
+FORM_NAMES = [name for name in _native.activations() if name in FORMS]  # a form that is missing fails a test by name
+
+_FAR = 1000.0  # every form has reached its limits there, to the last bit of a float64
+
+
+def value(form: str, x: Tensor) -> Tensor:
+    """The form at x in float64: x far above zero, -0 far below, NaN for NaN."""
+    x = x.detach().cpu().double()
+    limit = torch.where(x > 0, x, torch.full_like(x, -0.0))
+    return torch.where(x.abs() > _FAR, limit, FORMS[form].value(x))
+
+
+def slope(form: str, x: Tensor) -> Tensor:
+    """The form's derivative at x in float64: 1 far above zero, 0 far below, NaN for NaN."""
+    x = x.detach().cpu().double()
+    return torch.where(x.abs() > _FAR, (x > 0).double(), FORMS[form].slope(x))
+
+
+# ---------------------------------------------------------------------------------------------- units in the last place
+
+_DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+
+
+def _power_of_two(exponent: Tensor | int) -> Tensor:
+    return torch.as_tensor(np.ldexp(1.0, np.asarray(exponent)))
+
+
+def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance of neighbouring numbers of `dtype` around the float64 x."""
+    lowest = round(math.log2(torch.finfo(dtype).tiny)) + 1
+    exponent = torch.frexp(x)[1]
+    exponent = torch.where(x == 0, torch.full_like(exponent, lowest), exponent).clamp(min=lowest)
+    return _power_of_two(exponent - _DIGITS[dtype])
+
+
+def _finite(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in float64 with what overflows `dtype` at the next power of two, where a distance can be taken."""
+    x = x.detach().cpu().double()
+    if dtype is torch.float64:
+        return x.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+    beyond = 2.0 ** (16 if dtype is torch.float16 else 128)
+    return x.clamp(-beyond, beyond)
+
+
+def error(got: Tensor, truth: Tensor) -> Tensor:
+    """|got - truth|: zero where both are NaN, infinite where only one is."""
+    distance = (_finite(got, got.dtype) - _finite(truth, got.dtype)).abs()
+    distance[got.detach().isnan().cpu() & truth.isnan()] = 0.0
+    if got.is_cuda:  # a GPU may flush what is subnormal in float32
+        distance[(got.detach() == 0).cpu() & (truth.abs() < 1e-37)] = 0.0
+    return torch.nan_to_num(distance, nan=math.inf)
+
+
+def ulp_error(got: Tensor, truth: Tensor) -> Tensor:
+    """The error of `got` in units in the last place of its dtype."""
+    return error(got, truth) / ulp(torch.nan_to_num(_finite(truth, got.dtype)), got.dtype)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal to the bit: -0 is not 0, and a NaN is equal to itself."""
+    integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
+    return a.dtype == b.dtype and torch.equal(
+        a.detach().contiguous().view(integer), b.detach().contiguous().view(integer)
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- bounds
+
+
+class Bound(NamedTuple):
+    truth: Tensor
+    tolerance: Tensor
+
+
+def assert_within(got: Tensor, bound: Bound, what: str = "result") -> None:
+    assert got.shape == bound.truth.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(bound.truth.shape)}"
+    excess = error(got, bound.truth) - bound.tolerance
+    wrong = ~(excess <= 0)
+    if not wrong.any():
+        return
+    worst = int(torch.where(wrong, excess, -math.inf).argmax())
+    index = tuple(int(i) for i in np.unravel_index(worst, got.shape)) if got.dim() else ()
+    units = ulp_error(got, bound.truth).flatten()[worst]
+    raise AssertionError(
+        f"{what}: {int(wrong.sum())} of {wrong.numel()} outside the bound, worst at {index}: "
+        f"got {got.detach()[index].item()!r}, expected {bound.truth[index].item()!r} "
+        f"+- {bound.tolerance[index].item():.3g}, off by {units:.4g} ulp"
+    )
+
+
+def _is_half(dtype: torch.dtype) -> bool:
+    return dtype in HALVES
+
+
+def value_error(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far off the arithmetic may be before a result is rounded to `dtype`."""
+    if dtype is torch.float64:
+        return 2e-13 * v.abs()
+    return (VALUE_BAR[dtype] - 0.5 * _is_half(dtype)) * ulp(v, dtype)
+
+
+def slope_error(s: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype is torch.float64:
+        return 1e-13 * s.abs() + 2e-15
+    units = (SLOPE_BAR[dtype] - 0.5 * _is_half(dtype)) * ulp(s, dtype)
+    return torch.where(s.abs() > 0.05, units, torch.full_like(s, 3e-8)) if dtype is torch.float32 else units
+
+
+def rounding(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of up to three products, in float32 and then once to a 16-bit type, or all in the type itself."""
+    return (0.501 if _is_half(dtype) else 1.5) * ulp(_finite(truth, dtype), dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------ the calls
+
+
+@dataclass(frozen=True)
+class Call:
+    """One way to call the library. Its second operand, `other`, is a bias or None, or the linear tensor of gelu_mul."""
+
+    op: str
+    form: str
+    activated: str = ""
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, (self.op, self.form, self.activated)))
+
+    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        extra = {"activated": self.activated} if self.activated else {}
+        return getattr(gelu_ext, self.op)(x, other, approximate=self.form, **extra)
+
+    @property
+    def has_bias(self) -> bool:
+        return self.op != "gelu_mul"
+
+    def width(self, width: int) -> int:
+        """Of the input that gives an output of `width`."""
+        return 2 * width if self.op == "geglu" else width
+
+    def biases(self, dtype: torch.dtype) -> list[torch.dtype | None]:
+        """Every kind of bias that the call takes: none, of x's dtype, float32."""
+        return list(dict.fromkeys([None, dtype, torch.float32])) if self.has_bias else [dtype]
+
+    def other(self, x: Tensor, dtype: torch.dtype | None, seed: int = 1) -> Tensor | None:
+        """A random second operand for x, a bias of `dtype` or None."""
+        if not self.has_bias:
+            return randn(x.shape, x.dtype, x.device, seed)
+        return None if dtype is None else randn(x.shape[-1:], dtype, x.device, seed)
+
+    def operands(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(what is activated, what it is multiplied with or None), as float64: x + bias is formed in float32."""
+        wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+        z = x.detach().cpu().to(wide)
+        other = None if other is None else other.detach().cpu().to(wide)
+        if not self.has_bias:
+            return z.double(), other.double()
+        z = (z if other is None else z + other).double()
+        if self.op == "bias_gelu":
+            return z, None
+        first, second = z.chunk(2, -1)
+        return (first, second) if self.activated == "first" else (second, first)
+
+    def forward_bound(self, x: Tensor, other: Tensor | None) -> Bound:
+        z, linear = self.operands(x, other)
+        v = value(self.form, z)
+        if linear is None:
+            half_ulp = 0.5 * ulp(_finite(v, x.dtype), x.dtype)
+            return Bound(v, value_error(_finite(v, x.dtype), x.dtype) + half_ulp * _is_half(x.dtype))
+        out = v * linear
+        return Bound(out, value_error(v, x.dtype) * linear.abs() + rounding(out, x.dtype))
+
+    def backward_bounds(self, grad_out: Tensor, x: Tensor, other: Tensor | None) -> tuple[Bound, Bound | None]:
+        """Of the gradients of x and of the second operand."""
+        z, linear = self.operands(x, other)
+        g = grad_out.detach().cpu().double()
+        s, v = slope(self.form, z), value(self.form, z)
+        weight = g if linear is None else g * linear
+        activated = Bound(weight * s, weight.abs() * slope_error(s, x.dtype))
+        both = [activated]
+        if linear is not None:
+            both.append(Bound(g * v, g.abs() * value_error(v, x.dtype)))
+        if self.activated == "second":
+            both.reverse()
+        rounded = [Bound(b.truth, b.tolerance + rounding(b.truth, x.dtype)) for b in both]
+        if not self.has_bias:
+            return rounded[0], rounded[1]
+        grad_x = Bound(*(torch.cat(parts, -1) for parts in zip(*rounded, strict=True)))
+        if other is None:
+            return grad_x, None
+        exact = Bound(*(torch.cat(parts, -1).reshape(-1, x.shape[-1]) for parts in zip(*both, strict=True)))
+        total = exact.truth.sum(0)
+        # the slopes' own errors, those of a sum in float32 (float64), and one rounding
+        of_sum = exact.truth.abs().sum(0) * (1e-14 if x.dtype is torch.float64 else 1e-6)
+        of_rounding = (0.501 if _is_half(other.dtype) else 1.5) * ulp(_finite(total, other.dtype), other.dtype)
+        return grad_x, Bound(total, exact.tolerance.sum(0) + of_sum + of_rounding)
+
+
+CALLS = [Call("bias_gelu", form) for form in FORM_NAMES]
+CALLS += [Call("geglu", form, activated) for form in FORM_NAMES for activated in ("second", "first")]
+CALLS += [Call("gelu_mul", form) for form in FORM_NAMES]
+EXACT_CALLS = [call for call in CALLS if call.form == "none"]
+
+
+def randn(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0) -> Tensor:
+    """Normal, of deviation 2.5: the bulk and both tails of GELU. Never all the same, never all ones."""
+    return (2.5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(
+        device=device, dtype=dtype
+    )
+
+
+def leaf(t: Tensor | None, needs_grad: bool = True) -> Tensor | None:
+    """The same memory and strides, as a leaf of a graph of its own."""
+    return None if t is None else t.detach().requires_grad_(needs_grad)
+
+
+def check_forward(call: Call, x: Tensor, other: Tensor | None) -> Tensor:
+    """The output is right, fresh and contiguous, the same with and without a graph, and the inputs are untouched."""
+    before = [t.clone() for t in (x, other) if t is not None]
+    with torch.no_grad():
+        out = call(x, other)
+    assert_within(out, call.forward_bound(x, other), f"{call} forward")
+    assert out.dtype == x.dtype and out.device == x.device and out.is_contiguous() and not out.requires_grad
+    tracked = call(leaf(x), leaf(other))
+    assert tracked.requires_grad and same_bits(tracked, out)
+    for now, then in zip([t for t in (x, other) if t is not None], before, strict=True):
+        assert same_bits(now, then), f"{call} wrote to an input"
+        assert out.numel() == 0 or out.untyped_storage().data_ptr() != now.untyped_storage().data_ptr()
+    return out
+
+
+def check(
+    call: Call, x: Tensor, other: Tensor | None, grad_out: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """check_forward, and the same of the backward: (output, gradient of x, gradient of the other operand)."""
+    out = check_forward(call, x, other)
+    grad_out = randn(out.shape, out.dtype, out.device, seed=2) if grad_out is None else grad_out
+    tensors = [t for t in (x, other, grad_out) if t is not None]
+    before = [t.clone() for t in tensors]
+    x_leaf, other_leaf = leaf(x), leaf(other)
+    leaves = [t for t in (x_leaf, other_leaf) if t is not None]
+    grads = torch.autograd.grad(call(x_leaf, other_leaf), leaves, grad_out)
+    bounds = call.backward_bounds(grad_out, x, other)
+    for grad, bound, wrt, name in zip(
+        grads, bounds, leaves, ("x", "bias" if call.has_bias else "linear"), strict=False
+    ):
+        assert_within(grad, bound, f"{call} gradient of {name}")
+        assert grad.dtype == wrt.dtype and grad.device == wrt.device
+    for now, then in zip(tensors, before, strict=True):
+        assert same_bits(now, then), f"{call} backward wrote to an input"
+    return out, grads[0], grads[1] if other is not None else None
+
+
+# -------------------------------------------------------------------------------------------------------------- layouts
+
+
+def in_buffer(t: Tensor, left: int, right: int, step: int = 1) -> Tensor:
+    """t's values in columns of a wider tensor whose other columns are NaN: a stray read shows."""
+    cols = t.shape[-1] * step
+    buffer = t.new_full((*t.shape[:-1], left + cols + right), math.nan)
+    view = buffer[..., left : left + cols : step]
+    view.copy_(t)
+    return view
+
+
+def at_offset(t: Tensor, offset: int) -> Tensor:
+    """Contiguous, with t's values, `offset` elements into its storage: misaligned."""
+    buffer = t.new_full((t.numel() + offset + 8,), math.nan)
+    view = buffer[offset : offset + t.numel()].view(t.shape)
+    assert view.storage_offset() == offset
+    return view.copy_(t)
+
+
+def _every_second_row(t: Tensor) -> Tensor:
+    return torch.stack([t, torch.full_like(t, math.nan)], -2).flatten(-3, -2)[..., ::2, :]
+
+
+def _reversed(t: Tensor) -> Tensor:
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order)
+
+
+# Of a tensor of four dimensions. All but the expanded ones keep its values.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t,
+    "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "batches_swapped": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "all_dimensions_reversed": _reversed,
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "every_second_column": lambda t: in_buffer(t, 0, 0, step=2),
+    "every_second_row": _every_second_row,
+    "split_of_a_wider_tensor": lambda t: in_buffer(t, 5, 3),
+    "slice_in_the_middle": lambda t: torch.cat([t, t, t], 1)[:, t.shape[1] : 2 * t.shape[1]],
+    "rows_expanded": lambda t: t[..., :1, :].expand(t.shape),
+    "batches_expanded": lambda t: t[:1].expand(t.shape),
+    "columns_expanded": lambda t: t[..., 1:2].expand(t.shape),
+    "all_expanded": lambda t: t[0, 0, 0, 0].expand(t.shape),
+}
