@@ -36,7 +36,7 @@ struct GeluErf {
   static constexpr const char* name = "none";
 
   template <class P>
-  static constexpr typename P::type limit = std::is_same_v<P, DoublePrecision> ? 40.0 : 14.75;
+  static constexpr typename P::type limit = std::is_same_v<P, DoublePrecision> ? 40.0 : 14.9;
 
   template <class P>
   static GELU_EXT_FN ProductOf<P> tail(typename P::type t) {
@@ -46,7 +46,7 @@ struct GeluErf {
       return tail_single(gauss<P>(t), mapped(t));
     } else {
       // Nearly a parabola, so that one polynomial and one exp2 will do.
-      return Exp2<P>::of(log2_upper_tail(t), 1.0f).times(t);
+      return Exp2<P>::of(half_log2_upper_tail(t), 2.0f).times(t);
     }
   }
 
@@ -57,9 +57,9 @@ struct GeluErf {
       return {mul_add(-t, density(t), upper_tail(t)), 1.0};
     } else if constexpr (std::is_same_v<P, SinglePrecision>) {
       // G is so flat that its argument's rounding errors hardly matter.
-      return gauss<P>(t).times(from_root<P>(t) * slope_single(t * reciprocal(mul_add(0.5f, t, 1.0f))));
+      return gauss<P>(t).times(from_root<P>(t, slope_single(t * reciprocal(mul_add(0.5f, t, 1.0f)))));
     } else {
-      return gauss<P>(t).times(from_root<P>(t) * slope_half(reciprocal(mul_add(kScaleHalf, t, 1.0f))));
+      return gauss<P>(t).times(from_root<P>(t, slope_half(reciprocal(mul_add(kHalfScale, t, 1.0f)))));
     }
   }
 
@@ -71,11 +71,11 @@ struct GeluErf {
     } else if constexpr (std::is_same_v<P, SinglePrecision>) {
       const Exp2<P> e = gauss<P>(t);
       const float w = mapped(t);
-      return {tail_single(e, w), e.times(from_root<P>(t) * slope_single(w))};
+      return {tail_single(e, w), e.times(from_root<P>(t, slope_single(w)))};
     } else {
       const Exp2<P> e = gauss<P>(t);
-      const float q = reciprocal(mul_add(kScaleHalf, t, 1.0f));
-      return {e.times(t * (q * mills_half(q))), e.times(from_root<P>(t) * slope_half(q))};
+      const float q = reciprocal(mul_add(kHalfScale, t, 1.0f));
+      return {e.times(t * (q * mills_half(q))), e.times(from_root<P>(t, slope_half(q)))};
     }
   }
 
@@ -92,11 +92,12 @@ struct GeluErf {
     }
   }
 
-  // t0 - t, where the slope at -t0 is zero.
+  // (t0 - t) g, where the slope at -t0 is zero.
   template <class P>
-  static GELU_EXT_FN float from_root(float t) {
+  static GELU_EXT_FN float from_root(float t, float g) {
     constexpr float kHigh = 0x1.80ead2p-1f, kLow = -0x1.a03fd4p-27f;
-    return std::is_same_v<P, SinglePrecision> ? (kHigh - t) + kLow : kHigh - t;
+    const float distance = kHigh - t;
+    return std::is_same_v<P, SinglePrecision> ? mul_add(distance, g, kLow * g) : distance * g;
   }
 
   // w = t/(1 + t/2), in [0, 2).
@@ -113,29 +114,29 @@ struct GeluErf {
 
   static GELU_EXT_FN float mills_single(float w) {
     return horner(w, -0x1.0e3bap-14f, 0x1.269366p-11f, -0x1.fd1e3p-10f, 0x1.dfb87cp-9f, -0x1.3428c8p-8f, 0x1.bd9fb2p-9f,
-                  -0x1.e33032p-12f, 0x1.d75c74p-8f, 0x1.58d6bap-7f, -0x1.8831eap-5f, -0x1.3108bap-2f, 0.5f);
+                  -0x1.e33032p-12f, 0x1.d75c74p-8f, 0x1.58d6bap-7f, -0x1.8831eap-5f, -0x1.3108bap-2f, 0x1p-1f);
   }
 
   static GELU_EXT_FN float slope_single(float w) {
-    return horner(w, -0x1.22590ap-17f, 0x1.dd07d6p-14f, -0x1.a6e518p-12f, 0x1.ec117ep-12f, -0x1.586648p-11f,
-                  0x1.2d2876p-10f, 0x1.97851ap-8f, 0x1.2ee466p-7f, -0x1.69c95cp-3f, 0x1.54851ap-1f);
+    return horner(w, -0x1.83e538p-18f, 0x1.7f22b2p-14f, -0x1.5a752ap-12f, 0x1.655572p-12f, -0x1.12dbd2p-11f,
+                  0x1.17f44ap-10f, 0x1.995862p-8f, 0x1.2ebc36p-7f, -0x1.69c934p-3f, 0x1.54851ap-1f);
   }
 
-  // log2 Phi(-t)
-  static GELU_EXT_FN float log2_upper_tail(float t) {
-    return horner(t, -0x1.2bfee8p-29f, 0x1.4e5f3ap-23f, -0x1.47a13ap-18f, 0x1.75ea2p-14f, -0x1.16b0b6p-10f,
-                  0x1.2237eap-7f, -0x1.bdf1a6p-5f, -0x1.d52d08p-2f, -0x1.26bafap+0f, -0x1.000012p+0f);
+  // log2(Phi(-t))/2
+  static GELU_EXT_FN float half_log2_upper_tail(float t) {
+    return horner(t, -0x1.28351cp-30f, 0x1.4aebf6p-24f, -0x1.450536p-19f, 0x1.73cbaep-15f, -0x1.15b15ap-11f,
+                  0x1.21ab5cp-8f, -0x1.bd9aa6p-6f, -0x1.d53ad8p-3f, -0x1.26b922p-1f, -0x1.00004ep-1f);
   }
 
-  // Phi(-t) = exp(-t^2/2) q M(q), q = 1/(1 + kScaleHalf t).
-  static constexpr float kScaleHalf = 0x1.b8p-2f;
+  // Phi(-t) = exp(-t^2/2) q M(q), q = 1/(1 + kHalfScale t).
+  static constexpr float kHalfScale = 0x1.b8p-2f;
 
   static GELU_EXT_FN float mills_half(float q) {
-    return horner(q, 0x1.d54c38p-5f, -0x1.cb0684p-3f, 0x1.ce5f28p-3f, 0x1.74849ep-4f, 0x1.6ef4bcp-3f, 0x1.5e1b12p-3f);
+    return horner(q, 0x1.d8ed62p-5f, -0x1.cdbad4p-3f, 0x1.d169p-3f, 0x1.715868p-4f, 0x1.6f553ep-3f, 0x1.5e1304p-3f);
   }
 
   static GELU_EXT_FN float slope_half(float q) {
-    return horner(q, -0x1.51ae6ap-5f, 0x1.730dd8p-4f, 0x1.63fd6cp-4f, 0x1.09f0cp-3f, 0x1.98828cp-2f);
+    return horner(q, -0x1.4fae06p-5f, 0x1.708308p-4f, 0x1.66405p-4f, 0x1.0988b6p-3f, 0x1.98889cp-2f);
   }
 
   // Phi(-t) = erfc(t/sqrt 2)/2. Rounding t/sqrt 2 alone would cost t^2 2^-53, so its error r is carried: a factor

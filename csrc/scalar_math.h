@@ -1,4 +1,4 @@
-// The primitives that the activations are written in: fused multiply-add, 2^p, reciprocal, NaN-keeping clamps.
+// The primitives that the activations are written in: fused multiply-add, clamps, quotient, 2^p.
 // Knows <cmath> and nothing else. Host versions are branch-free, so that g++ vectorises the loops around them; device
 // versions use the special-function unit. Both compilers run with floating-point contraction off: what is fused is
 // written here as fused, so the host and the device round alike wherever they do not use that unit.
@@ -202,11 +202,8 @@ struct Exp2 {
   static GELU_EXT_FN Exp2 of(float a, float b, float lo = 0.0f) {
     const float shifted = mul_add(a, b, kShift);
     const int32_t n = static_cast<int32_t>(to_bits(shifted)) - static_cast<int32_t>(to_bits(kShift));
-    float r;
-    if constexpr (std::is_same_v<P, SinglePrecision>)
-      r = fused(a, b, kShift - shifted) + lo;
-    else
-      r = mul_add(a, b, kShift - shifted);
+    const float r =
+        std::is_same_v<P, SinglePrecision> ? fused(a, b, kShift - shifted) + lo : mul_add(a, b, kShift - shifted);
     return {r * excess_over(r), from_bits(static_cast<uint32_t>((n > kLowest ? n : kLowest) - kLowest) << 23)};
   }
 
@@ -218,10 +215,9 @@ struct Exp2 {
   // (2^r - 1)/r
   static GELU_EXT_FN float excess_over(float r) {
     if constexpr (std::is_same_v<P, SinglePrecision>) {
-      return horner(r, 0x1.4be80cp-13f, 0x1.5fbcfap-10f, 0x1.3b21c2p-7f, 0x1.c6ada8p-5f, 0x1.ebfbe6p-3f,
-                    0x1.62e432p-1f);
+      return horner(r, 0x1.416b5ep-13f, 0x1.5f082ep-10f, 0x1.3b2dep-7f, 0x1.c6af7cp-5f, 0x1.ebfbdcp-3f, 0x1.62e43p-1f);
     } else {
-      return horner(r, 0x1.5cbfccp-10f, 0x1.3cf41ep-7f, 0x1.c6b596p-5f, 0x1.ebf9a4p-3f, 0x1.62e42ap-1f);
+      return horner(r, 0x1.5bda9p-10f, 0x1.3ce8b2p-7f, 0x1.c6b6d8p-5f, 0x1.ebf9c2p-3f, 0x1.62e42ap-1f);
     }
   }
 };

@@ -1,0 +1,179 @@
+"""Reproduces every fitted number of csrc/activations.h and csrc/scalar_math.h, in the syntax in which it stands there.
+
+    python csrc/fit/fit.py            prints each line of source with the errors of its fit
+    python csrc/fit/fit.py --check    also fails unless the headers carry exactly these lines
+
+Errors are relative, in what the polynomial is multiplied into. Needs mpmath and numpy.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import mpmath as mp
+from remez import Fit, Function, fit, to_float32
+
+HEADERS = [Path(__file__).parents[1] / name for name in ("activations.h", "scalar_math.h")]
+
+# Where t is clamped: exp(-t^2/2) is 2^-160 there, and float32 results have long been zero.
+LIMIT = 14.9
+
+
+def upper_tail(t: mp.mpf) -> mp.mpf:
+    return mp.erfc(t / mp.sqrt(2)) / 2
+
+
+def tail_slope(t: mp.mpf) -> mp.mpf:
+    return upper_tail(t) - t * mp.npdf(t)
+
+
+ROOT = mp.findroot(tail_slope, 0.75)
+
+
+def gauss_free(f: Function) -> Function:
+    return lambda t: f(t) * mp.exp(t * t / 2)
+
+
+def slope_over_root(t: mp.mpf) -> mp.mpf:
+    """G(t) = tail_slope(t) exp(t^2/2) / (ROOT - t)."""
+    if abs(t - ROOT) < 1e-12:
+        t = t + mp.mpf(10) ** -10
+    return gauss_free(tail_slope)(t) / (ROOT - t)
+
+
+def single_weight(result: mp.mpf) -> mp.mpf:
+    """Relative accuracy, fading where a float32 result is subnormal."""
+    return max(mp.mpf(2) ** -15, min(mp.mpf(1), abs(result) * mp.mpf(2) ** 130))
+
+
+def half_weight(result: mp.mpf) -> mp.mpf:
+    """Full accuracy for normal float16 results; for smaller ones, which only bfloat16 has, 3.5 times less will do."""
+    return max(single_weight(result) / mp.mpf(3.5), min(mp.mpf(1), abs(result) * 2**14))
+
+
+def slope_size(t: mp.mpf) -> mp.mpf:
+    """About |tail_slope(t)|, without its root."""
+    return mp.npdf(t) * (t + mp.mpf(1) / 4)
+
+
+def exp2_fit(degree: int) -> Fit:
+    """2^r on [-1/2, 1/2], with 2^0 = 1; the header has (2^r - 1)/r."""
+    result = fit(lambda r: mp.mpf(2) ** r, lambda r: mp.mpf(2) ** -r, (-0.5, 0.5), degree, constant=1.0)
+    result.coefficients.pop()
+    return result
+
+
+def log2_upper_tail_fit() -> Fit:
+    """log2(Phi(-t))/2"""
+    return fit(
+        lambda t: mp.log(upper_tail(t), 2) / 2,
+        lambda t: 2 * mp.log(2) * half_weight(upper_tail(t)),
+        (0, LIMIT),
+        degree=9,
+    )
+
+
+def single_fits() -> tuple[Fit, Fit]:
+    """M and G in w = t/(1 + t/2): t Phi(-t) = exp(-t^2/2) w (1/2 + M)/2."""
+
+    def t_of(w: mp.mpf) -> mp.mpf:
+        return w / (1 - w / 2)
+
+    def m(w: mp.mpf) -> mp.mpf:
+        return (2 + t_of(w)) * gauss_free(upper_tail)(t_of(w)) - mp.mpf(1) / 2
+
+    interval = (0, LIMIT / (1 + LIMIT / 2))
+    return (
+        fit(m, lambda w: single_weight(upper_tail(t_of(w))) / (m(w) + mp.mpf(1) / 2), interval, 11, constant=0.5),
+        fit(
+            lambda w: slope_over_root(t_of(w)),
+            lambda w: single_weight(slope_size(t_of(w))) / slope_over_root(t_of(w)),
+            interval,
+            degree=9,
+        ),
+    )
+
+
+# Where a quartic happens to fit G well: 0.41 is its best, and M prefers more.
+HALF_SCALE = 0.4296875
+
+
+def half_fits() -> tuple[Fit, Fit]:
+    """M and G in q = 1/(1 + HALF_SCALE t): Phi(-t) = exp(-t^2/2) q M."""
+
+    def t_of(q: mp.mpf) -> mp.mpf:
+        return (1 / q - 1) / mp.mpf(HALF_SCALE)
+
+    def m(q: mp.mpf) -> mp.mpf:
+        return gauss_free(upper_tail)(t_of(q)) / q
+
+    interval = (1 / (1 + HALF_SCALE * LIMIT), 1)
+    return (
+        fit(m, lambda q: half_weight(upper_tail(t_of(q))) / m(q), interval, degree=5),
+        fit(
+            lambda q: slope_over_root(t_of(q)),
+            lambda q: half_weight(slope_size(t_of(q))) / slope_over_root(t_of(q)),
+            interval,
+            degree=4,
+        ),
+    )
+
+
+def c_hex(x: float, suffix: str = "") -> str:
+    mantissa, exponent = float(x).hex().split("p")
+    return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + "p" + exponent + suffix
+
+
+def c_horner(variable: str, result: Fit) -> str:
+    return f"return horner({variable}, {', '.join(c_hex(c, 'f') for c in result.coefficients)});"
+
+
+def constants() -> dict[str, str]:
+    root_high = to_float32(ROOT)
+    half_root = mp.sqrt(mp.mpf(1) / 2)
+    return {
+        "limit of t": f": {LIMIT};",
+        "log2 e": f"kLog2E = {c_hex(1 / mp.log(2))};",
+        "sqrt(8/pi)": f"kLinear = {c_hex(mp.sqrt(8 / mp.pi))};",
+        "1/sqrt(2 pi)": f"return {c_hex(1 / mp.sqrt(2 * mp.pi))} *",
+        "sqrt(1/2)": f"kHigh = {c_hex(half_root)}, kLow = {c_hex(half_root - float(half_root))};",
+        "root of the slope": f"kHigh = {c_hex(root_high, 'f')}, kLow = {c_hex(to_float32(ROOT - root_high), 'f')};",
+        "scale of q": f"kHalfScale = {c_hex(HALF_SCALE, 'f')};",
+    }
+
+
+def polynomials() -> dict[str, tuple[str, Fit]]:
+    mills_single, slope_single = single_fits()
+    mills_half, slope_half = half_fits()
+    return {
+        "2^r, single": ("r", exp2_fit(6)),
+        "2^r, half": ("r", exp2_fit(5)),
+        "M, single": ("w", mills_single),
+        "G, single": ("w", slope_single),
+        "log2 Phi(-t) / 2, half": ("t", log2_upper_tail_fit()),
+        "M, half": ("q", mills_half),
+        "G, half": ("q", slope_half),
+    }
+
+
+def main() -> int:
+    lines = {}
+    for name, line in constants().items():
+        lines[name] = line
+        print(f"{name}\n  {line}")
+    for name, (variable, result) in polynomials().items():
+        lines[name] = c_horner(variable, result)
+        print(f"{name}: minimax error {result.minimax:.1e}, rounded {result.rounded:.1e}\n  {lines[name]}", flush=True)
+    if "--check" not in sys.argv[1:]:
+        return 0
+    source = re.sub(r"\s+", " ", " ".join(header.read_text() for header in HEADERS))
+    missing = [line for line in lines.values() if line not in source]
+    unknown = [line for line in re.findall(r"return horner\(\w, [-0-9][^;]*;", source) if line not in lines.values()]
+    for what, which in (("not in the headers", missing), ("in the headers, but not reproduced", unknown)):
+        for line in which:
+            print(f"{what}: {line}", file=sys.stderr)
+    return 1 if missing or unknown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+// How exact the activations are: their largest errors, in units in the last place of the type that stores the result,
+// against bars. Every bfloat16 and float16 input, a sample of float32 and float64; with --all also every float32 in
+// +-[2^-6, 16]. Fails by name for a form without a truth here.
+//
+// run_accuracy.py beside this compiles it for each arithmetic: with FMA, without, and with GELU_EXT_MODEL_DEVICE the
+// device's, its special-function unit being off by as much as it may.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "activations.h"
+
+namespace {
+
+using namespace gelu_ext;
+
+// --- truth, in float64 for results up to float32 and in long double for float64 ------------------------------------
+
+template <class R>
+ValueAndSlope<R> gate_truth(R x, R z, R z_slope) {  // x sigmoid(z)
+  const R below = 1 / (1 + std::exp(-z)), above = 1 / (1 + std::exp(z));
+  return {x * below, below * (1 + x * z_slope * above)};
+}
+
+template <class R>
+ValueAndSlope<R> none_truth(R x) {
+  const R below = std::erfc(-x / std::sqrt(R(2))) / 2, density = std::exp(-x * x / 2) / std::sqrt(2 * std::acos(R(-1)));
+  return {x * below, below + x * density};
+}
+
+template <class R>
+ValueAndSlope<R> tanh_truth(R x) {
+  const R linear = std::sqrt(8 / std::acos(R(-1))), cubic = R(44715) / 1000000;
+  return gate_truth<R>(x, linear * (x + cubic * x * x * x), linear * (1 + 3 * cubic * x * x));
+}
+
+template <class R>
+ValueAndSlope<R> sigmoid_truth(R x) {
+  return gate_truth<R>(x, R(1702) / 1000 * x, R(1702) / 1000);
+}
+
+template <class R>
+auto truth_of(const char* form) {
+  constexpr struct {
+    const char* name;
+    ValueAndSlope<R> (*truth)(R);
+  } table[] = {{"none", none_truth<R>}, {"tanh", tanh_truth<R>}, {"sigmoid", sigmoid_truth<R>}};
+  for (const auto& entry : table) {
+    if (std::strcmp(entry.name, form) == 0) return entry.truth;
+  }
+  std::fprintf(stderr, "tests/native/accuracy.cpp has no truth for the form '%s'\n", form);
+  std::exit(2);
+}
+
+// --- the types that store results, their bars and their inputs -----------------------------------------------------
+
+// Inputs are numbered: `input` of first, first + step, ... below last.
+struct Range {
+  uint64_t first, last, step;
+};
+
+struct Bars {
+  double value, value_in_tail;  // below -4
+  double slope;                 // where |slope| > 0.05, or everywhere if there is no bar near the root
+  double slope_near_root;       // absolute; 0: none
+};
+
+double bfloat16_input(uint64_t bits) { return from_bits(static_cast<uint32_t>(bits) << 16); }
+
+double float16_input(uint64_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const double size = exponent == 31  ? std::numeric_limits<double>::infinity()
+                      : exponent == 0 ? std::ldexp(fraction, -24)
+                                      : std::ldexp(1024 + fraction, exponent - 25);
+  return bits >> 15 ? -size : size;
+}
+
+double float32_input(uint64_t bits) { return from_bits(static_cast<uint32_t>(bits)); }
+
+// Evenly spread over [-40, 40], then over the magnitudes below.
+double float64_input(uint64_t i) {
+  const double spread = std::fmod(static_cast<double>(i) * 0.6180339887498949, 1.0);
+  const double even = 80 * spread - 40;
+  return i % 8 == 0 ? even * std::ldexp(1.0, -static_cast<int>(i / 8 % 1000)) : even;
+}
+
+struct Storage {
+  const char* name;
+  int digits, min_exponent;
+  Bars bars;
+  double (*input)(uint64_t);
+  std::vector<Range> ranges;
+};
+
+// One slope beside the root, where float16 is subnormal, may be rounded to the other side by the device's exp2.
+#if defined(GELU_EXT_MODEL_DEVICE)
+constexpr double kFloat16SlopeBar = 0.61;
+#else
+constexpr double kFloat16SlopeBar = 0.55;
+#endif
+
+std::vector<Storage> storages(bool all) {
+  std::vector<Range> float32{{0x00000000, 0x7f800000, 499},  // some of all positive ones, and of all negative ones
+                             {0x80000000, 0xff800000, 499},
+                             {0x00000000, 0x00001000, 1},  // the smallest
+                             {0x80000000, 0x80001000, 1},
+                             {0xbf400000, 0xbf410000, 1}};  // the roots of the slopes, near -0.75
+  if (all) {
+    float32.push_back({0x3c800000, 0x41800001, 1});
+    float32.push_back({0xbc800000, 0xc1800001, 1});
+  }
+  const std::vector<Range> every{{0, 65536, 1}};
+  return {{"bfloat16", 8, -126, {0.505, 0.505, 0.51, 0}, bfloat16_input, every},
+          {"float16", 11, -14, {0.52, 0.52, kFloat16SlopeBar, 0}, float16_input, every},
+          {"float32", 24, -126, {4, 4, 5, 3e-8}, float32_input, float32},
+          // Relative errors of 1e-14, 1e-12 in the tail, and 1e-13.
+          {"float64", 53, -1022, {45, 4500, 450, 1e-15}, float64_input, {{0, 4000000, 1}}}};
+}
+
+double unit_in_last_place(double x, const Storage& s) {
+  return std::ldexp(1.0, std::max(x == 0 ? s.min_exponent : std::ilogb(x), s.min_exponent) - s.digits + 1);
+}
+
+double stored(double x, const Storage& s) {
+  if (x == 0 || !std::isfinite(x)) return x;
+  const double unit = unit_in_last_place(x, s);
+  return std::nearbyint(x / unit) * unit;
+}
+
+// --- measuring -----------------------------------------------------------------------------------------------------
+
+struct Worst {
+  double error = 0, at = 0;
+
+  void see(double error_here, double x) {
+    if (!(error_here <= error))
+      error = std::isnan(error_here) ? std::numeric_limits<double>::infinity() : error_here, at = x;
+  }
+};
+
+enum Measure { kValue, kValueInTail, kSlope, kSlopeNearRoot, kMeasures };
+using Report = std::array<Worst, kMeasures>;
+
+constexpr int kBlock = 4096;
+
+// Separate loops, so that they are vectorised as the library's are.
+template <class Form, class P, class T = typename P::type>
+__attribute__((noinline)) void evaluate(const T* x, T* value, T* slope, T* both_value, T* both_slope) {
+  for (int i = 0; i < kBlock; ++i) value[i] = Activation<Form, P>::value(x[i]);
+  for (int i = 0; i < kBlock; ++i) slope[i] = Activation<Form, P>::slope(x[i]);
+  for (int i = 0; i < kBlock; ++i) {
+    const auto both = Activation<Form, P>::value_and_slope(x[i]);
+    both_value[i] = both.value;
+    both_slope[i] = both.slope;
+  }
+}
+
+template <class Form, class P, class R>
+void measure_range(const Storage& s, const Range& range, ValueAndSlope<R> (*truth)(R), Report& report) {
+  using T = typename P::type;
+  std::vector<T> x(kBlock), out[4];
+  for (auto& o : out) o.resize(kBlock);
+  const bool slope_bar_everywhere = s.bars.slope_near_root == 0;
+  for (uint64_t next = range.first; next < range.last;) {
+    int n = 0;
+    for (; n < kBlock && next < range.last; next += range.step) {
+      const double input = s.input(next);
+      if (std::isfinite(input)) x[n++] = static_cast<T>(input);
+    }
+    evaluate<Form, P>(x.data(), out[0].data(), out[1].data(), out[2].data(), out[3].data());
+    for (int i = 0; i < n; ++i) {
+      const ValueAndSlope<R> wanted = truth(x[i]);
+      const double value_unit = unit_in_last_place(wanted.value, s), slope_unit = unit_in_last_place(wanted.slope, s);
+      for (int k : {0, 2}) {
+        const double error = std::abs(static_cast<double>(stored(out[k][i], s) - wanted.value));
+        report[x[i] > -4 ? kValue : kValueInTail].see(error / value_unit, x[i]);
+      }
+      for (int k : {1, 3}) {
+        const double error = std::abs(static_cast<double>(stored(out[k][i], s) - wanted.slope));
+        if (slope_bar_everywhere || std::abs(wanted.slope) > 0.05) {
+          report[kSlope].see(error / slope_unit, x[i]);
+        } else {
+          report[kSlopeNearRoot].see(error, x[i]);
+        }
+      }
+    }
+  }
+}
+
+template <class Form, class P, class R>
+void measure(const Storage& s, Report& report) {
+  const auto truth = truth_of<R>(Form::name);
+  const unsigned threads = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<Report> reports(threads);
+  std::vector<std::thread> workers;
+  for (unsigned t = 0; t < threads; ++t) {
+    workers.emplace_back([&, t] {
+      for (const Range& range : s.ranges) {
+        const uint64_t share = (range.last - range.first) / threads / range.step * range.step;
+        const uint64_t first = range.first + t * share, last = t + 1 == threads ? range.last : first + share;
+        measure_range<Form, P, R>(s, {first, last, range.step}, truth, reports[t]);
+      }
+    });
+  }
+  for (auto& worker : workers) worker.join();
+  for (const Report& part : reports) {
+    for (int m = 0; m < kMeasures; ++m) report[m].see(part[m].error, part[m].at);
+  }
+}
+
+// f() for every way that the special-function unit may be off, where it is used.
+template <class P, class F>
+void for_each_unit_error(F&& f) {
+#if defined(GELU_EXT_MODEL_DEVICE)
+  const int exp2_ulps = std::is_same_v<P, HalfPrecision> ? 2 : 0,
+            reciprocal_ulps = std::is_same_v<P, DoublePrecision> ? 0 : 1;
+#else
+  const int exp2_ulps = 0, reciprocal_ulps = 0;
+  int special_exp2_ulps, special_reciprocal_ulps;
+#endif
+  for (special_exp2_ulps = -exp2_ulps; special_exp2_ulps <= exp2_ulps; ++special_exp2_ulps) {
+    for (special_reciprocal_ulps = -reciprocal_ulps; special_reciprocal_ulps <= reciprocal_ulps;
+         ++special_reciprocal_ulps)
+      f();
+  }
+}
+
+int failures = 0;
+
+template <class Form, class P, class R>
+void check_errors(const Storage& s) {
+  Report report;
+  for_each_unit_error<P>([&] { measure<Form, P, R>(s, report); });
+  const double bars[] = {s.bars.value, s.bars.value_in_tail, s.bars.slope, s.bars.slope_near_root};
+  std::printf("%-8s %-9s", Form::name, s.name);
+  for (int m = 0; m < kMeasures; ++m) {
+    if (m == kSlopeNearRoot && bars[m] == 0) continue;
+    const bool good = report[m].error <= bars[m];
+    failures += !good;
+    std::printf(m == kSlopeNearRoot ? "  %8.1e at %-11.5g%s" : "  %9.4f at %-11.5g%s", report[m].error, report[m].at,
+                good ? "" : "!");
+  }
+  std::printf("\n");
+}
+
+// --- special values ------------------------------------------------------------------------------------------------
+
+bool same(double a, double b) {  // also in the sign of zero; any NaN is NaN
+  return (std::isnan(a) && std::isnan(b)) || (a == b && std::signbit(a) == std::signbit(b));
+}
+
+template <class Form, class P>
+void check_special_values(const Storage& s) {
+  using T = typename P::type;
+  using A = Activation<Form, P>;
+  const auto expect = [&](bool good, const char* what, double x) {
+    failures += !good;
+    if (!good) std::printf("%s, %s: wrong %s at %g\n", Form::name, s.name, what, x);
+  };
+  const auto check = [&](double x, double value, double slope) {
+    volatile T input = static_cast<T>(x);  // so that the compiler's own arithmetic folds nothing
+    const auto both = A::value_and_slope(input);
+    for (const T v : {A::value(input), both.value}) expect(same(stored(v, s), value), "value", x);
+    for (const T v : {A::slope(input), both.slope}) expect(same(std::abs(stored(v, s)), slope), "slope", x);
+  };
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  check(nan, nan, nan);
+  check(-nan, nan, nan);
+  check(inf, inf, 1);
+  check(-inf, -0.0, 0);
+  check(0.0, 0.0, 0.5);
+  check(-0.0, -0.0, 0.5);
+  for (const double large : {0x1p10, 0x1p15, 0x1p64, 0x1.fep127}) {
+    check(large, large, 1);
+    check(-large, -0.0, 0);  // no residue of the clamp, which a gate would multiply
+  }
+  const double smallest = std::ldexp(1.0, s.min_exponent - s.digits + 1),
+               smallest_normal = std::ldexp(1.0, s.min_exponent);
+  for (const double tiny :
+       {2 * smallest, 6 * smallest, 0.75 * smallest_normal, smallest_normal, 1.5 * smallest_normal}) {
+    check(tiny, tiny / 2, 0.5);
+    check(-tiny, -tiny / 2, 0.5);
+  }
+}
+
+template <class... Forms>
+void check_all(ActivationList<Forms...>, const std::vector<Storage>& storages) {
+  const auto check_form = [&](auto form) {
+    using Form = decltype(form);
+    for (const Storage& s : storages) {
+      const auto check = [&](auto precision, auto truth_type) {
+        check_errors<Form, decltype(precision), decltype(truth_type)>(s);
+        check_special_values<Form, decltype(precision)>(s);
+      };
+      if (s.digits < 24) check(HalfPrecision{}, double{});
+      if (s.digits == 24) check(SinglePrecision{}, double{});
+      if (s.digits > 24) check(DoublePrecision{}, 0.0L);
+    }
+  };
+  (check_form(Forms{}), ...);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool all = argc > 1 && std::strcmp(argv[1], "--all") == 0;
+  std::printf(
+      "largest errors: value, value below -4, slope in ulps, slope near its root absolute; ! is over the bar\n");
+  check_all(Activations{}, storages(all));
+  std::printf(failures == 0 ? "all within the bars\n" : "%d over the bars\n", failures);
+  return failures == 0 ? 0 : 1;
+}
