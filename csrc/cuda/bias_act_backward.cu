@@ -8,7 +8,7 @@ namespace {
 constexpr Tuning tuning_of(DType dtype) {
   switch (dtype) {
     case DType::float64: return {1, 2};
-    case DType::float32: return {1, 5};
+    case DType::float32: return {1, 4};
     default: return {1, 4};
   }
 }
@@ -17,7 +17,7 @@ inline constexpr Tuning kTuning = Columns::tuned(tuning_of(Columns::dtype));
 
 // What the kernel takes.
 struct Arguments {
-  Walk walk;
+  Passes passes;
   int64_t cols;
   Input grad_out, x;
   ConstVector bias;
@@ -26,42 +26,27 @@ struct Arguments {
   void* partials;
 };
 
-template <class Form, class Columns, bool kSums>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Columns>))
-    bias_act_backward_kernel(Arguments p) {
+template <class Form, class Columns, Wanted kWanted>
+__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Columns>)) bias_act_backward_kernel(Arguments p) {
   using Act = Activation<Form, typename Columns::precision>;
-  using opmath_t = typename Columns::opmath_t;
+  using Values = typename Columns::Values;
+  constexpr bool kSums = kWanted != Wanted::matrices;
   const Columns columns(p.cols);
-  opmath_t sums[Columns::count] = {};
+  Values sums = {};
 
   if (columns.any) {
-    opmath_t bias[Columns::count];
-    load_bias(columns, p.bias, bias);
-    RowCursor<Columns, const char> grad_out(p.grad_out, columns), x(p.x, columns);
-    RowCursor<Columns, char> grad_x(p.grad_x, columns);
-
-    walk_rows<kTuning<Columns>.unroll>(p.walk, [&](auto n) {
-      constexpr int kRows = decltype(n)::value;
-      typename Columns::Loaded x_loaded[kRows], grad_loaded[kRows];
-      grad_out.load(columns, grad_loaded);
-      x.load(columns, x_loaded);  // last, as it is used first: the compiler keeps loads in this order
+    const Values bias = load_bias(columns, p.bias);
+    const InputRows<Columns> grad_out(columns, p.grad_out), x(columns, p.x);
+    const OutputRows<Columns> grad_x(columns, p.grad_x);
+    const auto process = [&](int pass, Values grad, const Values& value) {
 #pragma unroll
-      for (int u = 0; u < kRows; ++u) {
-        opmath_t value[Columns::count], grad[Columns::count];
-        columns.to_opmath(x_loaded[u], value);
-        columns.to_opmath(grad_loaded[u], grad);
-#pragma unroll
-        for (int k = 0; k < Columns::count; ++k) {
-          grad[k] = grad[k] * Act::slope(value[k] + bias[k]);
-          if constexpr (kSums) sums[k] += grad[k];
-        }
-        if constexpr (kSums) {
-          grad_x.store_if_wanted(columns, grad);
-        } else {
-          grad_x.store(columns, grad);
-        }
+      for (int k = 0; k < Columns::count; ++k) {
+        grad[k] = grad[k] * Act::slope(value[k] + bias[k]);
+        if constexpr (kSums) sums[k] += grad[k];
       }
-    });
+      if (kWanted != Wanted::some || grad_x.wanted()) grad_x.store(pass, grad);
+    };
+    walk_rows<Columns, kTuning<Columns>.unroll>(p.passes, process, grad_out, x);
   }
   if constexpr (kSums) store_column_sums<Columns>(sums, p.cols, p.partials, p.grad_bias);
 }
@@ -78,7 +63,7 @@ size_t workspace_bytes(const BiasActBackward& p, const Device& device) {
 
 int bias_act_backward(const BiasActBackward& p, void* workspace, const Device& device, void* stream) {
   const LaunchShape shape = shape_of(p, device);
-  const Arguments arguments = {Walk(p.rows, shape),
+  const Arguments arguments = {Passes(p.rows, shape),
                                p.cols,
                                Input(p.grad_out, p.dtype, shape),
                                Input(p.x, p.dtype, shape),
@@ -86,17 +71,15 @@ int bias_act_backward(const BiasActBackward& p, void* workspace, const Device& d
                                Output(p.grad_x, p.dtype, shape),
                                p.grad_bias,
                                workspace};
-  const bool sums = p.grad_bias.data != nullptr;
-  if (!sums && p.grad_x.data == nullptr) return 0;
-  const bool vectors = vectors_fit(p.dtype, p.rows, p.cols, p.grad_out, p.x, p.grad_x);
-  with_dtype(p.dtype, [&](auto dtype) {
-    with_activation(p.activation, [&](auto form) {
-      with_columns<decltype(dtype)::value>(vectors, [&](auto columns) {
-        with_bool(sums, [&](auto sum) {
-          GELU_EXT_LAUNCH((bias_act_backward_kernel<decltype(form), typename decltype(columns)::type, decltype(sum)::value>),
-                          shape.grid(), shape.block(), stream, arguments);
-        });
-      });
+  const bool vectors =
+      vectors_fit(p.dtype, p.rows, p.cols, arguments.passes, arguments.grad_out, arguments.x, arguments.grad_x);
+  const bool matrices = p.grad_x.data != nullptr, sums = p.grad_bias.data != nullptr;
+  if (!matrices && !sums) return 0;
+  with_kernel_types(p.dtype, p.activation, vectors, [&](auto form, auto columns) {
+    with_wanted(matrices, sums, [&](auto wanted) {
+      constexpr Wanted kWanted = decltype(wanted)::value;
+      GELU_EXT_LAUNCH((bias_act_backward_kernel<decltype(form), typename decltype(columns)::type, kWanted>),
+                      shape.grid(), shape.block(), stream, arguments);
     });
   });
   if (sums && shape.chunks > 1) {

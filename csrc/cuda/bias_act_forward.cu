@@ -8,7 +8,7 @@ namespace {
 constexpr Tuning tuning_of(DType dtype) {
   switch (dtype) {
     case DType::float64: return {1, 2};
-    case DType::float32: return {2, 5};
+    case DType::float32: return {2, 4};
     default: return {2, 4};
   }
 }
@@ -17,7 +17,7 @@ inline constexpr Tuning kTuning = Columns::tuned(tuning_of(Columns::dtype));
 
 // What the kernel takes.
 struct Arguments {
-  Walk walk;
+  Passes passes;
   int64_t cols;
   Input x;
   ConstVector bias;
@@ -25,45 +25,33 @@ struct Arguments {
 };
 
 template <class Form, class Columns>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Columns>))
-    bias_act_forward_kernel(Arguments p) {
+__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Columns>)) bias_act_forward_kernel(Arguments p) {
   using Act = Activation<Form, typename Columns::precision>;
+  using Values = typename Columns::Values;
   const Columns columns(p.cols);
   if (!columns.any) return;
 
-  typename Columns::opmath_t bias[Columns::count];
-  load_bias(columns, p.bias, bias);
-  RowCursor<Columns, const char> x(p.x, columns);
-  RowCursor<Columns, char> out(p.out, columns);
-
-  walk_rows<kTuning<Columns>.unroll>(p.walk, [&](auto n) {
-    constexpr int kRows = decltype(n)::value;
-    typename Columns::Loaded x_loaded[kRows];
-    x.load(columns, x_loaded);
+  const Values bias = load_bias(columns, p.bias);
+  const InputRows<Columns> x(columns, p.x);
+  const OutputRows<Columns> out(columns, p.out);
+  const auto process = [&](int pass, Values value) {
 #pragma unroll
-    for (int u = 0; u < kRows; ++u) {
-      typename Columns::opmath_t value[Columns::count];
-      columns.to_opmath(x_loaded[u], value);
-#pragma unroll
-      for (int k = 0; k < Columns::count; ++k) value[k] = Act::value(value[k] + bias[k]);
-      out.store(columns, value);
-    }
-  });
+    for (int k = 0; k < Columns::count; ++k) value[k] = Act::value(value[k] + bias[k]);
+    out.store(pass, value);
+  };
+  walk_rows<Columns, kTuning<Columns>.unroll>(p.passes, process, x);
 }
 
 }  // namespace
 
 int bias_act_forward(const BiasActForward& p, const Device& device, void* stream) {
   const LaunchShape shape = launch_shape(p.rows, p.cols, p.dtype, tuning_of(p.dtype), false, device);
-  const Arguments arguments = {
-      Walk(p.rows, shape), p.cols, Input(p.x, p.dtype, shape), p.bias, Output(p.out, p.dtype, shape)};
-  with_dtype(p.dtype, [&](auto dtype) {
-    with_activation(p.activation, [&](auto form) {
-      with_columns<decltype(dtype)::value>(vectors_fit(p.dtype, p.rows, p.cols, p.x, p.out), [&](auto columns) {
-        GELU_EXT_LAUNCH((bias_act_forward_kernel<decltype(form), typename decltype(columns)::type>), shape.grid(),
-                        shape.block(), stream, arguments);
-      });
-    });
+  const Arguments arguments = {Passes(p.rows, shape), p.cols, Input(p.x, p.dtype, shape), p.bias,
+                               Output(p.out, p.dtype, shape)};
+  const bool vectors = vectors_fit(p.dtype, p.rows, p.cols, arguments.passes, arguments.x, arguments.out);
+  with_kernel_types(p.dtype, p.activation, vectors, [&](auto form, auto columns) {
+    GELU_EXT_LAUNCH((bias_act_forward_kernel<decltype(form), typename decltype(columns)::type>), shape.grid(),
+                    shape.block(), stream, arguments);
   });
   return static_cast<int>(cudaGetLastError());
 }

@@ -11,7 +11,8 @@ constexpr int kWarps = kThreads / 32;
 // A thread adds every 32nd chunk, then the 4 threads of a warp that share a column, then the warps.
 template <class opmath_t>
 __global__ void __launch_bounds__(kThreads)
-    sum_chunks_kernel(const opmath_t* partials /* [vectors, chunks, cols] */, int chunks, int64_t cols, Vector total_0, Vector total_1) {
+    sum_chunks_kernel(const opmath_t* partials /* [vectors, chunks, cols] */, int chunks, int64_t cols, Vector total_0,
+                      Vector total_1) {
   __shared__ double staged[kWarps][kSumColumns];
   const Vector total = blockIdx.y == 0 ? total_0 : total_1;
   if (total.data == nullptr) return;

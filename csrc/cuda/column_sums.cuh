@@ -30,14 +30,14 @@ GELU_EXT_DEVICE void sum_over_warp(opmath_t (&sums)[count]) {
 
 // Called by all threads of the block. partials: [chunks, cols], used if there are several chunks.
 template <class Columns>
-GELU_EXT_DEVICE void store_column_sums(typename Columns::opmath_t (&sums)[Columns::count], int64_t cols, void* partials,
+GELU_EXT_DEVICE void store_column_sums(typename Columns::Values sums, int64_t cols, void* partials,
                                        const Vector& total) {
   using opmath_t = typename Columns::opmath_t;
   constexpr int kCount = Columns::count;
   constexpr int kStride = kThreads + 32 / kCount;  // the padding keeps both accesses below free of bank conflicts
   __shared__ opmath_t staged[kCount * kStride];    // [count, rows, lanes]
 
-  sum_over_warp(sums);
+  sum_over_warp(sums.value);
   const int lanes = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
   const int group = lanes < 32 ? 32 : lanes;  // threads that end up with one row
   const int rows = kThreads / group;
@@ -68,10 +68,20 @@ inline size_t partials_bytes(int vectors, const LaunchShape& shape, int64_t cols
   return shape.chunks == 1 ? 0 : size * vectors * shape.chunks * cols;
 }
 
-// Calls f with a std::bool_constant.
+// Which gradients are wanted: all matrices, without or with the sums, or any others. The last, which is rare, asks for
+// each matrix in its loop and always adds up.
+enum class Wanted { matrices, matrices_and_sums, some };
+
+// Calls f with a std::integral_constant<Wanted, ...>.
 template <class F>
-void with_bool(bool value, F&& f) {
-  value ? f(std::true_type{}) : f(std::false_type{});
+void with_wanted(bool all_matrices, bool sums, F&& f) {
+  if (!all_matrices) {
+    f(std::integral_constant<Wanted, Wanted::some>{});
+  } else if (sums) {
+    f(std::integral_constant<Wanted, Wanted::matrices_and_sums>{});
+  } else {
+    f(std::integral_constant<Wanted, Wanted::matrices>{});
+  }
 }
 
 // Launches the sums over chunks into the vectors that are wanted.

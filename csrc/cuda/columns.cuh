@@ -15,14 +15,22 @@ struct ColumnsOf {
   using precision = typename PrecisionOf<D>::type;
   using scalar_t = typename ScalarOf<D>::type;
   using opmath_t = typename precision::type;
+
+  // This thread's elements of one row, to compute with.
+  struct Values {
+    opmath_t value[count];
+
+    GELU_EXT_DEVICE opmath_t& operator[](int k) { return value[k]; }
+    GELU_EXT_DEVICE const opmath_t& operator[](int k) const { return value[k]; }
+  };
 };
 
 template <DType D>
 struct VectorColumns : ColumnsOf<D> {
   static constexpr Tuning tuned(Tuning tuning) { return tuning; }
   using Base = ColumnsOf<D>;
-  using typename Base::opmath_t, typename Base::scalar_t;
   using Base::count;
+  using typename Base::scalar_t, typename Base::Values;
   using Loaded = Words;
 
   int64_t first;
@@ -35,13 +43,21 @@ struct VectorColumns : ColumnsOf<D> {
   static GELU_EXT_DEVICE bool fits(const void* data) { return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0; }
   GELU_EXT_DEVICE int64_t column(int k) const { return first + k; }
 
+  // Bytes from a thread's first row to the one of the given pass: a single instruction, unlike 64-bit arithmetic.
+  template <class Data>
+  static GELU_EXT_DEVICE int64_t offset(int pass, const Rows<Data>& rows) {
+    return static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(pass) * kVectorBytes) * rows.step_vectors);
+  }
+
   // `at` is the element at column `first`.
   GELU_EXT_DEVICE Loaded load(const scalar_t* at) const { return load_words(at); }
-  GELU_EXT_DEVICE void to_opmath(const Loaded& loaded, opmath_t (&values)[count]) const {
-    unpack(loaded, values, ScalarOf<D>{});
+  static GELU_EXT_DEVICE Values values(const Loaded& loaded) {
+    Values values;
+    unpack(loaded, values.value, ScalarOf<D>{});
+    return values;
   }
-  GELU_EXT_DEVICE void store(scalar_t* at, const opmath_t (&values)[count]) const {
-    store_words(at, pack(values, ScalarOf<D>{}));
+  GELU_EXT_DEVICE void store(scalar_t* at, const Values& values) const {
+    store_words(at, pack(values.value, ScalarOf<D>{}));
   }
 
   // Where element (k, lane) lies in the block's tile.
@@ -52,10 +68,10 @@ struct VectorColumns : ColumnsOf<D> {
 template <DType D>
 struct ScalarColumns : ColumnsOf<D> {
   // One row has as many loads as it has columns, and their addresses need registers.
-  static constexpr Tuning tuned(Tuning tuning) { return {1, tuning.blocks < 4 ? tuning.blocks : 4}; }
+  static constexpr Tuning tuned(Tuning) { return {1, 2}; }
   using Base = ColumnsOf<D>;
-  using typename Base::opmath_t, typename Base::scalar_t;
   using Base::count;
+  using typename Base::scalar_t, typename Base::Values;
   struct Loaded {
     scalar_t scalar[count];
   };
@@ -77,17 +93,24 @@ struct ScalarColumns : ColumnsOf<D> {
   static GELU_EXT_DEVICE bool fits(const void*) { return true; }
   GELU_EXT_DEVICE int64_t column(int k) const { return first + k * distance; }
 
+  template <class Data>
+  static GELU_EXT_DEVICE int64_t offset(int pass, const Rows<Data>& rows) {
+    return pass * rows.step;
+  }
+
   GELU_EXT_DEVICE Loaded load(const scalar_t* at) const {
     Loaded loaded;
 #pragma unroll
     for (int k = 0; k < count; ++k) loaded.scalar[k] = has(k) ? load_scalar(at + k * distance) : scalar_t(0.0f);
     return loaded;
   }
-  GELU_EXT_DEVICE void to_opmath(const Loaded& loaded, opmath_t (&values)[count]) const {
+  static GELU_EXT_DEVICE Values values(const Loaded& loaded) {
+    Values values;
 #pragma unroll
-    for (int k = 0; k < count; ++k) values[k] = cuda::to_opmath(loaded.scalar[k]);
+    for (int k = 0; k < count; ++k) values[k] = to_opmath(loaded.scalar[k]);
+    return values;
   }
-  GELU_EXT_DEVICE void store(scalar_t* at, const opmath_t (&values)[count]) const {
+  GELU_EXT_DEVICE void store(scalar_t* at, const Values& values) const {
 #pragma unroll
     for (int k = 0; k < count; ++k) {
       if (has(k)) at[k * distance] = from_opmath<scalar_t>(values[k]);
@@ -103,10 +126,15 @@ struct TypeTag {
   using type = T;
 };
 
-// Calls f with the TypeTag of the columns to use.
-template <DType D, class F>
-void with_columns(bool vectors, F&& f) {
-  vectors ? f(TypeTag<VectorColumns<D>>{}) : f(TypeTag<ScalarColumns<D>>{});
+// Calls f with a value of the activation's struct and the TypeTag of the columns to use.
+template <class F>
+void with_kernel_types(DType dtype, int activation, bool vectors, F&& f) {
+  with_dtype(dtype, [&](auto d) {
+    with_activation(activation, [&](auto form) {
+      constexpr DType kDType = decltype(d)::value;
+      vectors ? f(form, TypeTag<VectorColumns<kDType>>{}) : f(form, TypeTag<ScalarColumns<kDType>>{});
+    });
+  });
 }
 
 }  // namespace gelu_ext::cuda

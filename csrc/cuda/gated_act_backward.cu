@@ -1,6 +1,7 @@
 // grad_activated = grad_out * (linear + linear_bias) * act'(activated + activated_bias),
 // grad_linear = grad_out * act(activated + activated_bias), and both sums over rows in the same pass, from unrounded
-// terms. Traffic of 16-bit data: 10 bytes an output element, an H200's time for 78 instructions; the exact form takes 35.
+// terms. Traffic of 16-bit data: 10 bytes an output element, an H200's time for 78 instructions; the exact form
+// takes 35.
 #include "column_sums.cuh"
 
 namespace gelu_ext::cuda {
@@ -19,7 +20,7 @@ inline constexpr Tuning kTuning = Columns::tuned(tuning_of(Columns::dtype));
 
 // What the kernel takes.
 struct Arguments {
-  Walk walk;
+  Passes passes;
   int64_t cols;
   Input grad_out, activated, linear;
   ConstVector activated_bias, linear_bias;
@@ -28,47 +29,33 @@ struct Arguments {
   void *activated_partials, *linear_partials;
 };
 
-template <class Form, class Columns, bool kSums>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Columns>))
-    gated_act_backward_kernel(Arguments p) {
+template <class Form, class Columns, Wanted kWanted>
+__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Columns>)) gated_act_backward_kernel(Arguments p) {
   using Act = Activation<Form, typename Columns::precision>;
-  using opmath_t = typename Columns::opmath_t;
+  using Values = typename Columns::Values;
+  constexpr bool kSums = kWanted != Wanted::matrices;
   const Columns columns(p.cols);
-  opmath_t activated_sums[Columns::count] = {}, linear_sums[Columns::count] = {};
+  Values activated_sums = {}, linear_sums = {};
 
   if (columns.any) {
-    opmath_t activated_bias[Columns::count], linear_bias[Columns::count];
-    load_bias(columns, p.activated_bias, activated_bias);
-    load_bias(columns, p.linear_bias, linear_bias);
-    RowCursor<Columns, const char> grad_out(p.grad_out, columns), activated(p.activated, columns), linear(p.linear, columns);
-    RowCursor<Columns, char> grad_activated(p.grad_activated, columns), grad_linear(p.grad_linear, columns);
-
-    walk_rows<kTuning<Columns>.unroll>(p.walk, [&](auto n) {
-      constexpr int kRows = decltype(n)::value;
-      typename Columns::Loaded activated_loaded[kRows], linear_loaded[kRows], grad_loaded[kRows];
-      grad_out.load(columns, grad_loaded);
-      linear.load(columns, linear_loaded);
-      activated.load(columns, activated_loaded);  // last, as it is used first: the compiler keeps loads in this order
+    const Values activated_bias = load_bias(columns, p.activated_bias), linear_bias = load_bias(columns, p.linear_bias);
+    const InputRows<Columns> grad_out(columns, p.grad_out), activated(columns, p.activated), linear(columns, p.linear);
+    const OutputRows<Columns> grad_activated(columns, p.grad_activated), grad_linear(columns, p.grad_linear);
+    const auto process = [&](int pass, const Values& grad, Values a, Values l) {
 #pragma unroll
-      for (int u = 0; u < kRows; ++u) {
-        opmath_t a[Columns::count], l[Columns::count], grad[Columns::count];
-        columns.to_opmath(activated_loaded[u], a);
-        columns.to_opmath(linear_loaded[u], l);
-        columns.to_opmath(grad_loaded[u], grad);
-#pragma unroll
-        for (int k = 0; k < Columns::count; ++k) {
-          const ValueAndSlope<opmath_t> act = Act::value_and_slope(a[k] + activated_bias[k]);
-          a[k] = grad[k] * (l[k] + linear_bias[k]) * act.slope;
-          l[k] = grad[k] * act.value;
-          if constexpr (kSums) {
-            activated_sums[k] += a[k];
-            linear_sums[k] += l[k];
-          }
+      for (int k = 0; k < Columns::count; ++k) {
+        const auto act = Act::value_and_slope(a[k] + activated_bias[k]);
+        a[k] = grad[k] * (l[k] + linear_bias[k]) * act.slope;
+        l[k] = grad[k] * act.value;
+        if constexpr (kSums) {
+          activated_sums[k] += a[k];
+          linear_sums[k] += l[k];
         }
-        grad_activated.store_if_wanted(columns, a);
-        grad_linear.store_if_wanted(columns, l);
       }
-    });
+      if (kWanted != Wanted::some || grad_activated.wanted()) grad_activated.store(pass, a);
+      if (kWanted != Wanted::some || grad_linear.wanted()) grad_linear.store(pass, l);
+    };
+    walk_rows<Columns, kTuning<Columns>.unroll>(p.passes, process, grad_out, activated, linear);
   }
   if constexpr (kSums) {
     if (p.grad_activated_bias.data != nullptr) {
@@ -96,7 +83,7 @@ size_t workspace_bytes(const GatedActBackward& p, const Device& device) {
 
 int gated_act_backward(const GatedActBackward& p, void* workspace, const Device& device, void* stream) {
   const LaunchShape shape = shape_of(p, device);
-  const Arguments arguments = {Walk(p.rows, shape),
+  const Arguments arguments = {Passes(p.rows, shape),
                                p.cols,
                                Input(p.grad_out, p.dtype, shape),
                                Input(p.activated, p.dtype, shape),
@@ -109,17 +96,16 @@ int gated_act_backward(const GatedActBackward& p, void* workspace, const Device&
                                p.grad_linear_bias,
                                workspace,
                                static_cast<char*>(workspace) + partials_bytes(1, shape, p.cols, p.dtype)};
+  const bool vectors = vectors_fit(p.dtype, p.rows, p.cols, arguments.passes, arguments.grad_out, arguments.activated,
+                                   arguments.linear, arguments.grad_activated, arguments.grad_linear);
   const bool sums = sums_wanted(p);
-  const bool vectors =
-      vectors_fit(p.dtype, p.rows, p.cols, p.grad_out, p.activated, p.linear, p.grad_activated, p.grad_linear);
-  with_dtype(p.dtype, [&](auto dtype) {
-    with_activation(p.activation, [&](auto form) {
-      with_columns<decltype(dtype)::value>(vectors, [&](auto columns) {
-        with_bool(sums, [&](auto sum) {
-          GELU_EXT_LAUNCH((gated_act_backward_kernel<decltype(form), typename decltype(columns)::type, decltype(sum)::value>),
-                          shape.grid(), shape.block(), stream, arguments);
-        });
-      });
+  if (!sums && p.grad_activated.data == nullptr && p.grad_linear.data == nullptr) return 0;
+  const bool matrices = p.grad_activated.data != nullptr && p.grad_linear.data != nullptr;
+  with_kernel_types(p.dtype, p.activation, vectors, [&](auto form, auto columns) {
+    with_wanted(matrices, sums, [&](auto wanted) {
+      constexpr Wanted kWanted = decltype(wanted)::value;
+      GELU_EXT_LAUNCH((gated_act_backward_kernel<decltype(form), typename decltype(columns)::type, kWanted>),
+                      shape.grid(), shape.block(), stream, arguments);
     });
   });
   if (sums && shape.chunks > 1) {

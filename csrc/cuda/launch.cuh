@@ -1,4 +1,5 @@
-// How kernels are launched: the one launch macro, the launch shape and the rule for 16-byte access.
+// How kernels are launched: the one launch macro, the launch shape, the form in which kernels take matrices and the
+// rule for 16-byte access.
 // Knows kernels.h and the CUDA runtime, or in tests the header that emulates it on the CPU.
 #pragma once
 
@@ -59,15 +60,41 @@ struct LaunchShape {
 // environment variable that overrides it.
 LaunchShape launch_shape(int64_t rows, int64_t cols, DType dtype, Tuning tuning, bool sums, const Device& device);
 
-// Whether 16-byte access works in every row.
-template <class AnyMatrix>
-bool rows_are_aligned(const AnyMatrix& matrix, DType dtype, int64_t rows) {
-  return reinterpret_cast<uintptr_t>(matrix.data) % kVectorBytes == 0 &&
-         (rows == 1 || matrix.row_stride % elements_per_thread(dtype) == 0);
-}
+// The passes of a thread down the rows: `full`, and one more if its first row is below `remainder`.
+struct Passes {
+  int full, remainder;
+
+  Passes(int64_t rows, const LaunchShape& shape)
+      : full(static_cast<int>(rows / shape.row_step())), remainder(static_cast<int>(rows % shape.row_step())) {}
+};
+
+// A matrix as the kernels take it; lengths in bytes. `step` leads from a thread's row to its next one.
+template <class Data>
+struct Rows {
+  Data* data;  // null: not wanted
+  int64_t row_stride, step;
+  uint32_t step_vectors;  // the same in units of kVectorBytes
+
+  template <class AnyMatrix>
+  Rows(const AnyMatrix& matrix, DType dtype, const LaunchShape& shape)
+      : data(static_cast<Data*>(matrix.data)),
+        row_stride(matrix.row_stride * static_cast<int64_t>(size_of(dtype))),
+        step(row_stride * shape.row_step()),
+        step_vectors(static_cast<uint32_t>(step / kVectorBytes)) {}
+
+  bool vectors_fit(int64_t rows, const Passes& passes) const {
+    if (reinterpret_cast<uintptr_t>(data) % kVectorBytes != 0) return false;
+    return rows == 1 || (row_stride % kVectorBytes == 0 && (passes.full == 0 || step / kVectorBytes <= UINT32_MAX));
+  }
+};
+using Input = Rows<const char>;
+using Output = Rows<char>;
+
+// Whether 16-byte access, and the arithmetic on addresses that goes with it, work in every row of every matrix.
 template <class... Matrices>
-bool vectors_fit(DType dtype, int64_t rows, int64_t cols, const Matrices&... matrices) {
-  return cols % elements_per_thread(dtype) == 0 && (rows_are_aligned(matrices, dtype, rows) && ...);
+bool vectors_fit(DType dtype, int64_t rows, int64_t cols, const Passes& passes, const Matrices&... matrices) {
+  return cols % elements_per_thread(dtype) == 0 && passes.full < INT32_MAX / kVectorBytes &&
+         (matrices.vectors_fit(rows, passes) && ...);
 }
 
 }  // namespace gelu_ext::cuda

@@ -1,97 +1,89 @@
 // Walking down the rows: every thread keeps its columns and takes each `step`-th row, so that the bias stays in
-// registers. All that depends on the problem alone is worked out on the host and read from the kernel's parameters:
-// a row costs a thread one 64-bit addition of a constant per matrix, and no registers but the address.
+// registers. All that depends on the problem alone is worked out on the host and read from the kernel's parameters;
+// a row costs a thread the multiplication of its number with the step of each matrix, and no registers.
 #pragma once
+
+#include <utility>
 
 #include "columns.cuh"
 
 namespace gelu_ext::cuda {
 
-// How many rows a thread has: `passes`, and one more if its first row is below `remainder`.
-struct Walk {
-  int passes, remainder;
-
-  Walk(int64_t rows, const LaunchShape& shape)
-      : passes(static_cast<int>(rows / shape.row_step())), remainder(static_cast<int>(rows % shape.row_step())) {}
-};
-
-// A matrix as the kernels take it; lengths in bytes.
-template <class Data>
-struct Strided {
-  Data* data;  // null: not wanted
-  int64_t row_stride, step;
-
-  template <class AnyMatrix>
-  Strided(const AnyMatrix& matrix, DType dtype, const LaunchShape& shape)
-      : data(static_cast<Data*>(matrix.data)),
-        row_stride(matrix.row_stride * static_cast<int64_t>(size_of(dtype))),
-        step(row_stride * shape.row_step()) {}
-};
-using Input = Strided<const char>;
-using Output = Strided<char>;
-
 GELU_EXT_DEVICE int first_row() { return static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y); }
 
-// Calls body(std::integral_constant<int, n>) for every n = kUnroll of this thread's rows, then one by one.
-template <int kUnroll, class Body>
-GELU_EXT_DEVICE void walk_rows(const Walk& walk, Body&& body) {
-  int left = walk.passes + (first_row() < walk.remainder);
-#pragma unroll 1
-  for (; left >= kUnroll; left -= kUnroll) body(std::integral_constant<int, kUnroll>{});
-  if constexpr (kUnroll > 1) {
-#pragma unroll 1
-    for (; left > 0; --left) body(std::integral_constant<int, 1>{});
-  }
-}
-
-// This thread's elements of a matrix, from its first row downwards.
+// This thread's elements of a matrix.
 template <class Columns, class Data>
-class RowCursor {
+class ThreadRows {
  public:
-  GELU_EXT_DEVICE RowCursor(const Strided<Data>& matrix, const Columns& columns)
-      : matrix_(matrix),
-        at_(matrix.data == nullptr ? nullptr : matrix.data + first_row() * matrix.row_stride + columns.first * kSize) {}
+  GELU_EXT_DEVICE ThreadRows(const Columns& columns, const Rows<Data>& rows)
+      : columns_(columns), rows_(rows), first_(rows.data) {
+    if (wanted()) first_ += first_row() * rows.row_stride + columns.first * static_cast<int64_t>(sizeof(scalar_t));
+  }
+
+  GELU_EXT_DEVICE bool wanted() const { return rows_.data != nullptr; }
 
   template <int n>
-  GELU_EXT_DEVICE void load(const Columns& columns, typename Columns::Loaded (&loaded)[n]) {
+  GELU_EXT_DEVICE void load(int pass, typename Columns::Loaded (&loaded)[n]) const {
 #pragma unroll
     for (int u = 0; u < n; ++u) {
-      loaded[u] = columns.load(reinterpret_cast<const scalar_t*>(at_));
-      at_ += matrix_.step;
+      loaded[u] = columns_.load(reinterpret_cast<const scalar_t*>(first_ + Columns::offset(pass + u, rows_)));
     }
   }
 
-  GELU_EXT_DEVICE void store(const Columns& columns, const typename Columns::opmath_t (&values)[Columns::count]) {
-    columns.store(reinterpret_cast<scalar_t*>(at_), values);
-    at_ += matrix_.step;
-  }
-
-  // Not to be used where nothing else uses the values: the compiler then moves their loads and arithmetic behind the
-  // test, and rows are no longer loaded together.
-  GELU_EXT_DEVICE void store_if_wanted(const Columns& columns,
-                                       const typename Columns::opmath_t (&values)[Columns::count]) {
-    if (matrix_.data != nullptr) store(columns, values);
+  GELU_EXT_DEVICE void store(int pass, const typename Columns::Values& values) const {
+    columns_.store(reinterpret_cast<scalar_t*>(first_ + Columns::offset(pass, rows_)), values);
   }
 
  private:
   using scalar_t = typename Columns::scalar_t;
-  static constexpr int64_t kSize = sizeof(scalar_t);
-  const Strided<Data>& matrix_;
-  Data* at_;
+  const Columns& columns_;
+  const Rows<Data>& rows_;
+  Data* first_;
 };
+template <class Columns>
+using InputRows = ThreadRows<Columns, const char>;
+template <class Columns>
+using OutputRows = ThreadRows<Columns, char>;
+
+// From `pass` on, as long as there are kRows rows together: loads them of all inputs, then calls
+// process(pass, elements of the first input, elements of the second, ...) row by row. The next rows are loaded where
+// the loop ends: loads that are written where it begins the compiler delays, in some kernels, until others have been
+// used, which saves registers at the price of bytes in flight.
+template <class Columns, int kRows, class Process, size_t... kInput, class... Inputs>
+GELU_EXT_DEVICE int walk_together(int pass, int end, Process& process, std::index_sequence<kInput...>,
+                                  const Inputs&... inputs) {
+  if (pass > end - kRows) return pass;
+  typename Columns::Loaded loaded[sizeof...(inputs)][kRows];
+  (inputs.load(pass, loaded[kInput]), ...);
+#pragma unroll 1
+  while (true) {
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) process(pass + u, Columns::values(loaded[kInput][u])...);
+    pass += kRows;
+    if (pass > end - kRows) return pass;
+    (inputs.load(pass, loaded[kInput]), ...);
+  }
+}
+
+// Walks down all rows of this thread, kUnroll together and then one by one.
+template <class Columns, int kUnroll, class Process, class... Inputs>
+GELU_EXT_DEVICE void walk_rows(const Passes& passes, Process process, const Inputs&... inputs) {
+  constexpr auto kInputs = std::index_sequence_for<Inputs...>();
+  const int end = passes.full + (first_row() < passes.remainder);
+  const int pass = walk_together<Columns, kUnroll>(0, end, process, kInputs, inputs...);
+  if constexpr (kUnroll > 1) walk_together<Columns, 1>(pass, end, process, kInputs, inputs...);
+}
 
 // This thread's elements of a bias. An absent bias is -0: x + -0 is x, of either sign of zero.
 template <class Columns>
-GELU_EXT_DEVICE void load_bias(const Columns& columns, const ConstVector& bias,
-                               typename Columns::opmath_t (&values)[Columns::count]) {
+GELU_EXT_DEVICE typename Columns::Values load_bias(const Columns& columns, const ConstVector& bias) {
   using scalar_t = typename Columns::scalar_t;
+  typename Columns::Values values;
 #pragma unroll
   for (int k = 0; k < Columns::count; ++k) values[k] = -0.0f;
-  if (bias.data == nullptr) return;
+  if (bias.data == nullptr) return values;
   if (bias.dtype == Columns::dtype && columns.fits(bias.data)) {
-    const scalar_t* data = static_cast<const scalar_t*>(bias.data);
-    columns.to_opmath(columns.load(data + columns.first), values);
-    return;
+    return columns.values(columns.load(static_cast<const scalar_t*>(bias.data) + columns.first));
   }
 #pragma unroll
   for (int k = 0; k < Columns::count; ++k) {
@@ -102,6 +94,7 @@ GELU_EXT_DEVICE void load_bias(const Columns& columns, const ConstVector& bias,
       values[k] = load_scalar(static_cast<const float*>(bias.data) + columns.column(k));
     }
   }
+  return values;
 }
 
 }  // namespace gelu_ext::cuda
