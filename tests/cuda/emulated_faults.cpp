@@ -32,9 +32,21 @@ enum class Fault {
   empty_grid,
 };
 constexpr const char* kNames[] = {
-    "none",          "read_outside",         "write_outside",     "misaligned_vector",     "shared_overrun",
-    "unwritten_shared", "missing_barrier",   "missing_warp_barrier", "barrier_in_branch", "return_before_barrier",
-    "two_barriers",  "shuffle_in_branch",    "shuffle_outside_mask", "block_too_large",   "grid_too_tall",
+    "none",
+    "read_outside",
+    "write_outside",
+    "misaligned_vector",
+    "shared_overrun",
+    "unwritten_shared",
+    "missing_barrier",
+    "missing_warp_barrier",
+    "barrier_in_branch",
+    "return_before_barrier",
+    "two_barriers",
+    "shuffle_in_branch",
+    "shuffle_outside_mask",
+    "block_too_large",
+    "grid_too_tall",
     "empty_grid",
 };
 

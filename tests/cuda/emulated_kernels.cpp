@@ -21,9 +21,9 @@ enum class BiasKind { none, own, float32, first_only, second_only };
 
 struct Layout {
   const char* name;
-  int padding;  // elements between rows
-  int offset;   // elements by which every pointer misses a 16-byte boundary
-  bool packed;  // the two halves of a gated problem lie side by side
+  int padding;    // elements between rows
+  int offset;     // elements by which every pointer misses a 16-byte boundary
+  bool packed;    // the two halves of a gated problem lie side by side
   bool repeated;  // the first input is one row, with stride 0
 };
 
@@ -35,9 +35,9 @@ struct Case {
   Layout layout;
   BiasKind bias = BiasKind::own;
   int multiprocessors = 132;
-  unsigned wanted = 0b1111;   // outputs: two matrices, two bias gradients
-  bool special = false;       // infinities, NaN and the like among the inputs
-  int64_t far_stride = 0;     // elements from row to row, if not 0
+  unsigned wanted = 0b1111;  // outputs: two matrices, two bias gradients
+  bool special = false;      // infinities, NaN and the like among the inputs
+  int64_t far_stride = 0;    // elements from row to row, if not 0
 
   std::string name() const {
     return std::string(gated ? "gated_act_" : "bias_act_") + (backward ? "backward " : "forward ") +
@@ -48,8 +48,15 @@ struct Case {
   }
 };
 
-uint64_t checksum = 0xcbf29ce484222325u;  // of all results
+uint64_t checksum = 0xcbf29ce484222325u;  // of all results; every NaN counts as the same
 int64_t cases_run = 0;
+
+void add_to_checksum(double value) {
+  uint64_t bits = 0;
+  if (!std::isnan(value)) std::memcpy(&bits, &value, sizeof(bits));
+  checksum = (checksum ^ bits) * 0x100000001b3u;
+  checksum ^= checksum >> 29;
+}
 
 // One problem: its matrices, how to launch it, and what the results should be.
 class Problem {
@@ -78,9 +85,6 @@ class Problem {
         check_values();
         check_padding();
         first_results = results;
-        for (const auto& bytes : results) {
-          for (const char byte : bytes) checksum = (checksum ^ static_cast<unsigned char>(byte)) * 0x100000001b3u;
-        }
       } else if (results != first_results) {
         fail(c_.name() + ": order " + order + " gives other bits than order " + orders.front());
       }
@@ -163,25 +167,23 @@ class Problem {
     const cuda::Device device = {c_.multiprocessors};
     int error = 0;
     if (!c_.gated && !c_.backward) {
-      error = cuda::bias_act_forward({c_.dtype, c_.form, c_.rows, c_.cols, in(activated_), bias(bias_[0]), out(outputs_[0])},
-                                     device, nullptr);
+      error = cuda::bias_act_forward(
+          {c_.dtype, c_.form, c_.rows, c_.cols, in(activated_), bias(bias_[0]), out(outputs_[0])}, device, nullptr);
     } else if (!c_.backward) {
       error = cuda::gated_act_forward({c_.dtype, c_.form, c_.rows, c_.cols, in(activated_), in(linear_), bias(bias_[0]),
                                        bias(bias_[1]), out(outputs_[0])},
                                       device, nullptr);
     } else if (!c_.gated) {
-      const BiasActBackward p = {c_.dtype,       c_.form,         c_.rows,          c_.cols,         in(grad_out_),
+      const BiasActBackward p = {c_.dtype,       c_.form,        c_.rows,          c_.cols,         in(grad_out_),
                                  in(activated_), bias(bias_[0]), out(outputs_[0]), sum(outputs_[2])};
-      with_workspace(cuda::workspace_bytes(p, device), [&](void* workspace) {
-        error = cuda::bias_act_backward(p, workspace, device, nullptr);
-      });
+      with_workspace(cuda::workspace_bytes(p, device),
+                     [&](void* workspace) { error = cuda::bias_act_backward(p, workspace, device, nullptr); });
     } else {
-      const GatedActBackward p = {c_.dtype,         c_.form,          c_.rows,          c_.cols,        in(grad_out_),
-                                  in(activated_),   in(linear_),      bias(bias_[0]),   bias(bias_[1]), out(outputs_[0]),
+      const GatedActBackward p = {c_.dtype,         c_.form,          c_.rows,         c_.cols,        in(grad_out_),
+                                  in(activated_),   in(linear_),      bias(bias_[0]),  bias(bias_[1]), out(outputs_[0]),
                                   out(outputs_[1]), sum(outputs_[2]), sum(outputs_[3])};
-      with_workspace(cuda::workspace_bytes(p, device), [&](void* workspace) {
-        error = cuda::gated_act_backward(p, workspace, device, nullptr);
-      });
+      with_workspace(cuda::workspace_bytes(p, device),
+                     [&](void* workspace) { error = cuda::gated_act_backward(p, workspace, device, nullptr); });
     }
     if (error != 0) fail(c_.name() + ": launch failed: " + cuda::error_string(error));
   }
@@ -239,7 +241,7 @@ class Problem {
         const Truth<R> act = truth<R>(c_.form, z);
         if (!c_.backward) {
           const Tolerance tolerance =
-              c_.gated ? Tolerance::of_product(c_.dtype, z) : Tolerance::of_value(c_.dtype, z);
+              c_.gated ? Tolerance::of_product(c_.dtype, z) : Tolerance::of_value(c_.dtype, z, bool(bias_[0]));
           expect(0, row, col, act.value * linear, tolerance, 0);
           continue;
         }
@@ -263,6 +265,7 @@ class Problem {
     const View& view = outputs_[output];
     if (!view) return;
     const double got = view.at(row, col);
+    add_to_checksum(got);
     // The limit at -infinity is -0.
     const bool sign_is_right = c_.backward || want != 0 || got != 0 || std::signbit(want) == std::signbit(got);
     if (sign_is_right && tolerance.allows(view.dtype, got, want, size < 0 ? std::fabs(want) : size, scale)) return;
@@ -293,7 +296,8 @@ constexpr Shape kSmall[] = {{1, 1}, {1, 7}, {3, 1}, {2, 8}, {5, 24}, {37, 256}, 
 constexpr Shape kLarge[] = {{1, 70000}, {2, 70000}, {5000, 3}, {70000, 1}, {2049, 72}, {130, 2112}, {17, 3421}};
 
 // Layouts, kinds of bias and sizes of devices take turns, so that every dtype and activation meets each of them.
-void run_shapes(const Case& base, const std::vector<Shape>& shapes, int layouts, const std::vector<std::string>& orders) {
+void run_shapes(const Case& base, const std::vector<Shape>& shapes, int layouts,
+                const std::vector<std::string>& orders) {
   int turn = base.form + static_cast<int>(base.dtype);
   for (const Shape& shape : shapes) {
     for (int i = 0; i < layouts; ++i, ++turn) {
@@ -308,6 +312,7 @@ void run_shapes(const Case& base, const std::vector<Shape>& shapes, int layouts,
   }
 }
 
+// Every choice of outputs.
 void run_subsets(Case c, const std::vector<std::string>& orders) {
   c.rows = 41;
   c.cols = 48;
@@ -315,9 +320,7 @@ void run_subsets(Case c, const std::vector<std::string>& orders) {
   for (const bool packed : {false, true}) {
     c.layout = kLayouts[packed ? 4 : 0];
     for (unsigned wanted = 1; wanted < 16; ++wanted) {
-      // Each output alone, and all but each.
-      if (__builtin_popcount(wanted) == 2) continue;
-      if (!c.gated && (wanted & 0b0101) == 0) continue;
+      if (!c.gated && (wanted & 0b1010) != 0) continue;
       c.wanted = wanted;
       Problem(c).run(orders);
     }

@@ -13,7 +13,7 @@ tests/cuda/emulator stands in for the CUDA runtime and for NVIDIA's 16-bit types
     nvidia      NVIDIA's own headers for the 16-bit types, if a toolkit is there
 
 All must give the same bits. Planted faults (emulated_faults.cpp) show that each check catches what it is for.
-Device arithmetic is written with explicit fused multiply-adds, so contraction is off, and -mfma on where the CPU has it.
+What is fused is written as fused in the sources, so contraction is off; -mfma is on where this CPU has it.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,13 +36,13 @@ KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 CXX = os.environ.get("CXX", "g++")
 SECONDS = 420  # for one command
 
-SANITIZED = {
+BUILDS = {
     "plain": ["-O2"],
-    "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-O1", "-g", "-fsanitize=thread"],
+    "address": ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-O1", "-g1", "-fsanitize=thread"],
 }
 # What is forced, see csrc/cuda/launch.cu: lanes that leave warps with several rows, and more chunks than rows.
-LAUNCH_SHAPES = ["lanes=1,chunks=3", "lanes=8,chunks=65535", "lanes=256,chunks=5"]
+LAUNCH_SHAPES = ["lanes=4,chunks=3", "lanes=8,chunks=65535", "lanes=256,chunks=5"]
 
 # Fault -> {build: words that its output must have}. What no build is named for, it need not notice.
 DIVERGENT_BARRIER = {"plain": "divergent barrier"}
@@ -102,140 +103,139 @@ def toolkit_headers() -> Path | None:
     return next((headers for headers in found if (headers / "cuda_bf16.h").exists()), None)
 
 
+@dataclass
+class Program:
+    """Objects {name: (source, flags, headers)} and how to link them. Objects of one name are compiled once."""
+
+    objects: dict[str, tuple[Path, list[str], Path]]
+    link_flags: list[str] = field(default_factory=list)
+
+
+def programs(toolkit: Path | None) -> dict[str, Program]:
+    standin = EMULATOR / "standin"
+    # The scheduler must not be instrumented; the driver need not be: only kernels are looked at.
+    emulator = {"emulator": (EMULATOR / "cuda_emulator.cpp", ["-O2"], standin)}
+    ucontext = {"ucontext": (EMULATOR / "cuda_emulator.cpp", ["-O2", "-DCUDA_EMULATOR_UCONTEXT"], standin)}
+    driver = {"driver": (HERE / "emulated_kernels.cpp", ["-O2"], standin)}
+
+    def kernels(build: str, extra: list[str], headers: Path = standin) -> dict[str, tuple[Path, list[str], Path]]:
+        return {f"{build}.{kernel.stem}": (kernel, extra, headers) for kernel in KERNELS} | driver
+
+    result = {build: Program(kernels(build, extra) | emulator, extra) for build, extra in BUILDS.items()}
+    result["portable"] = Program(kernels("plain", BUILDS["plain"]) | ucontext)
+    if toolkit is not None:
+        result["nvidia"] = Program(kernels("nvidia", ["-O1"], toolkit) | emulator)
+    for build, extra in BUILDS.items():
+        faults = {f"{build}.faults": (HERE / "emulated_faults.cpp", extra, standin)}
+        result[f"{build}.faults"] = Program(faults | emulator, extra)
+    return result
+
+
 class Workshop:
-    """Compiles into one folder, every object once, as many at a time as there are processors."""
+    """Compiles into one folder, as many objects at a time as there are processors."""
 
-    def __init__(self, folder: Path, workers: int):
+    def __init__(self, folder: Path, wanted: dict[str, Program]):
         self.folder = folder
-        self.pool = ThreadPoolExecutor(workers)
-        self.objects = {}
+        self.programs = wanted
+        pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        objects = {name: how for program in wanted.values() for name, how in program.objects.items()}
+        self.done = {name: pool.submit(self._compile, name, *how) for name, how in objects.items()}
 
-    def compile(self, name: str, source: Path, extra: list[str], headers: Path = EMULATOR / "standin"):
-        target = self.folder / f"{name}.o"
-        command = [CXX, "-x", "c++", *flags(), *extra, f"-isystem{headers}", "-c", str(source), "-o", str(target)]
-        self.objects[name] = self.pool.submit(run, command)
+    def _compile(self, name: str, source: Path, extra: list[str], headers: Path):
+        output = str(self.folder / f"{name}.o")
+        run([CXX, "-x", "c++", *flags(), *extra, f"-isystem{headers}", "-c", str(source), "-o", output])
 
-    def compile_kernels(self, build: str, extra: list[str], **headers: Path):
-        for kernel in sorted(KERNELS, key=lambda path: path.stat().st_size, reverse=True):
-            self.compile(f"{build}.{kernel.stem}", kernel, extra, **headers)
+    def path(self, program: str) -> str:
+        return str(self.folder / program)
 
-    def program(self, name: str, objects: list[str], extra: list[str]) -> str:
-        for needed in objects:
-            self.objects[needed].result()
-        target = self.folder / name
-        run([CXX, *extra, *[str(self.folder / f"{needed}.o") for needed in objects], "-o", str(target)])
-        return str(target)
-
-    def kernel_program(self, build: str, emulator: str = "emulator", name: str | None = None) -> str:
-        objects = ["driver", emulator, *[f"{build}.{kernel.stem}" for kernel in KERNELS]]
-        return self.program(name or build, objects, SANITIZED.get(build, []))
+    def link(self, name: str) -> str:
+        program = self.programs[name]
+        for needed in program.objects:
+            self.done[needed].result()
+        objects = [str(self.folder / f"{needed}.o") for needed in program.objects]
+        run([CXX, *program.link_flags, *objects, "-o", self.path(name)])
+        return f"{len(objects)} objects"
 
 
-class Report:
-    def __init__(self, only: str):
-        self.only = only
-        self.passed = self.failed = 0
+@dataclass
+class Step:
+    name: str
+    programs: list[str]
+    check: Callable[[Workshop], str]
 
-    def step(self, name: str, check: Callable[[], str]):
-        if self.only not in name:
-            return
-        start = time.monotonic()
-        try:
-            result, word = check(), "passed"
-            self.passed += 1
-        except Failed as error:
-            result, word = str(error), "FAILED"
-            self.failed += 1
-        print(f"{word}  {time.monotonic() - start:6.1f} s  {name}: {result}", flush=True)
+
+def steps(toolkit: Path | None) -> list[Step]:
+    checksums = {}
+
+    def kernels(build: str, size: str, *orders: str, shape: str = "") -> Step:
+        def check(workshop: Workshop) -> str:
+            output = run([workshop.path(build), size, *orders], {"GELU_EXT_CUDA_LAUNCH": shape}).strip()
+            if size == "small" and not shape:
+                checksums[build] = output.split()[-1]
+            return output
+
+        name = " ".join(word for word in [build, size, shape, *orders] if word)
+        return Step(name, [build], check)
+
+    def same_bits(_: Workshop) -> str:
+        if len(checksums) < 2 or len(set(checksums.values())) != 1:
+            raise Failed(f"different checksums: {checksums}")
+        return ", ".join(checksums)
+
+    builds = ["plain", "portable", "address", "thread", *(["nvidia"] if toolkit else [])]
+    return [
+        *[kernels(build, "small", "up", *(["5"] if build == "address" else [])) for build in builds],
+        Step("same bits", builds, same_bits),
+        *[kernels("plain", "small", "up", "3", shape=shape) for shape in LAUNCH_SHAPES],
+        kernels("plain", "large", "up", "down", "1", "2"),
+        Step("no fault", [f"{build}.faults" for build in BUILDS], run_sound_kernel),
+        *[fault_step(fault, words) for fault, words in FAULTS.items()],
+    ]
+
+
+def run_sound_kernel(workshop: Workshop) -> str:
+    for build in BUILDS:
+        run([workshop.path(f"{build}.faults"), "none"])
+    return "passes in " + ", ".join(BUILDS)
+
+
+def fault_step(fault: str, words: dict[str, str]) -> Step:
+    def check(workshop: Workshop) -> str:
+        for build, expected in words.items():
+            options = {"TSAN_OPTIONS": "halt_on_error=1"}
+            output = run([workshop.path(f"{build}.faults"), fault], options, expect_failure=True)
+            if expected not in output:
+                raise Failed(f'{build} does not say "{expected}" but\n{output[-2000:]}')
+        return "; ".join(f'{build} says "{expected}"' for build, expected in words.items())
+
+    return Step(f"fault {fault}", [f"{build}.faults" for build in words], check)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", metavar="WORD", help="run the steps that have this in their name")
-    report = Report(parser.parse_args().only)
-    headers = toolkit_headers()
-    start = time.monotonic()
+    parser.add_argument("--only", default="", metavar="WORD", help="the steps that have this in their name")
+    only = parser.parse_args().only
+    toolkit = toolkit_headers()
+    if toolkit is None:
+        print("no CUDA toolkit here, so its headers are not compared with the stand-ins")
+    selected = [step for step in steps(toolkit) if only in step.name]
+    needed = {name for step in selected for name in step.programs}
+    wanted = {name: program for name, program in programs(toolkit).items() if name in needed}
+    passed, begin = 0, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        workshop = Workshop(Path(folder), os.cpu_count() or 1)
-        compile_all(workshop, headers)
-        run_kernels(workshop, report, headers)
-        run_faults(workshop, report)
-    print(f"{time.monotonic() - start:.0f} seconds")
-    print(f"{report.passed} passed, {report.failed} failed")
-    return 1 if report.failed or not report.passed else 0
-
-
-def compile_all(workshop: Workshop, headers: Path | None):
-    # The scheduler must not be instrumented; the driver need not be: only kernels are looked at.
-    workshop.compile("emulator", EMULATOR / "cuda_emulator.cpp", ["-O2"])
-    workshop.compile("portable_emulator", EMULATOR / "cuda_emulator.cpp", ["-O2", "-DCUDA_EMULATOR_UCONTEXT"])
-    workshop.compile("driver", HERE / "emulated_kernels.cpp", ["-O2"])
-    for build, extra in SANITIZED.items():
-        workshop.compile_kernels(build, extra)
-    for build, extra in SANITIZED.items():
-        workshop.compile(f"{build}.faults", HERE / "emulated_faults.cpp", extra)
-    if headers is not None:
-        workshop.compile_kernels("nvidia", ["-O1"], headers=headers)
-
-
-def run_kernels(workshop: Workshop, report: Report, headers: Path | None):
-    checksums = {}
-
-    def small(build: str, orders: list[str], **program: str) -> str:
-        output = run([workshop.kernel_program(build, **program), "small", *orders]).strip()
-        checksums[program.get("name", build)] = output.split()[-1]
-        return output
-
-    def same_bits() -> str:
-        if len(checksums) < 2 or len(set(checksums.values())) != 1:
-            raise Failed(str(checksums))
-        return ", ".join(checksums)
-
-    def all_shapes() -> str:
-        return run([workshop.kernel_program("plain"), "large", "up", "down", "1", "2"]).strip()
-
-    def forced(shape: str) -> str:
-        return run([workshop.kernel_program("plain"), "small", "up", "3"], {"GELU_EXT_CUDA_LAUNCH": shape}).strip()
-
-    report.step("plain, all shapes", all_shapes)
-    report.step("plain, small shapes", lambda: small("plain", ["up"]))
-    for shape in LAUNCH_SHAPES:
-        report.step(f"plain, {shape}", lambda shape=shape: forced(shape))
-    report.step("portable fibers", lambda: small("plain", ["up"], emulator="portable_emulator", name="portable"))
-    report.step("address and undefined behaviour sanitizers", lambda: small("address", ["up", "5"]))
-    report.step("thread sanitizer", lambda: small("thread", ["up"]))
-    if headers is None:
-        print("skipped  no CUDA toolkit to compare its headers with the stand-ins")
-    else:
-        report.step(f"nvidia headers of {headers}", lambda: small("nvidia", ["up"]))
-    if not report.only:
-        report.step("the same bits in all builds", same_bits)
-
-
-def run_faults(workshop: Workshop, report: Report):
-    programs = {}
-
-    def program(build: str) -> str:
-        if build not in programs:
-            name, objects = f"{build}.faults.program", [f"{build}.faults", "emulator"]
-            programs[build] = workshop.program(name, objects, SANITIZED[build])
-        return programs[build]
-
-    def whole() -> str:
-        for build in SANITIZED:
-            run([program(build), "none"])
-        return "passes in " + ", ".join(SANITIZED)
-
-    def caught(fault: str) -> str:
-        for build, words in FAULTS[fault].items():
-            output = run([program(build), fault], {"TSAN_OPTIONS": "halt_on_error=1"}, expect_failure=True)
-            if words not in output:
-                raise Failed(f'the {build} build does not say "{words}" but\n{output[-2000:]}')
-        return "caught by " + ", ".join(f"{build} ({words})" for build, words in FAULTS[fault].items())
-
-    report.step("kernel without a fault", whole)
-    for fault in FAULTS:
-        report.step(f"fault {fault}", lambda fault=fault: caught(fault))
+        workshop = Workshop(Path(folder), wanted)
+        builds = [Step(f"build {name}", [], lambda workshop, name=name: workshop.link(name)) for name in wanted]
+        for step in builds + selected:
+            start = time.monotonic()
+            try:
+                word, text = "passed", step.check(workshop)
+                passed += 1
+            except Failed as error:
+                word, text = "FAILED", str(error)
+            print(f"{word} {time.monotonic() - start:6.1f} s  {step.name}: {text}", flush=True)
+    failed = len(builds + selected) - passed
+    print(f"{time.monotonic() - begin:.0f} seconds\n{passed} passed, {failed} failed")
+    return 1 if failed or not passed else 0
 
 
 if __name__ == "__main__":

@@ -213,9 +213,8 @@ std::string kind_of(const Wait& wait) {
     if (thread.state != State::waiting) continue;
     const Thread& other = *missing_for(thread);
     fail("divergent " + kind_of(thread.wait) + ": " + name_of("thread", thread.index) + " of " +
-         name_of("block", blockIdx) + " waits in " + place_of(thread.wait) + " for " +
-         name_of("thread", other.index) + ", which " +
-         (other.state == State::ended ? "has returned" : "waits in " + place_of(other.wait)));
+         name_of("block", blockIdx) + " waits in " + place_of(thread.wait) + " for " + name_of("thread", other.index) +
+         ", which " + (other.state == State::ended ? "has returned" : "waits in " + place_of(other.wait)));
   }
   fail("no thread can run");
 }

@@ -74,8 +74,10 @@ inline uint16_t encode16(double x, const Format& format) {
   if (magnitude >= format.max() + format.ulp(format.max()) / 2) return sign | infinity;
   const double ulp = format.ulp(magnitude);
   // A carry out of the fraction goes into the exponent, as it should.
-  const int exponent = magnitude < std::ldexp(1.0, format.min_exponent) ? 0 : std::ilogb(magnitude) - format.min_exponent;
-  return static_cast<uint16_t>(sign | ((exponent << fraction_bits) + static_cast<int>(std::nearbyint(magnitude / ulp))));
+  const int exponent =
+      magnitude < std::ldexp(1.0, format.min_exponent) ? 0 : std::ilogb(magnitude) - format.min_exponent;
+  return static_cast<uint16_t>(sign |
+                               ((exponent << fraction_bits) + static_cast<int>(std::nearbyint(magnitude / ulp))));
 }
 
 // An allocation of exactly the bytes asked for, `offset` bytes behind a 64-byte boundary, filled with NaN. Under
@@ -174,7 +176,8 @@ struct View {
 
 inline View matrix(DType dtype, int64_t rows, int64_t cols, int64_t row_stride, int64_t offset) {
   const size_t elements = static_cast<size_t>((rows - 1) * row_stride + cols);
-  return {std::make_shared<Memory>(elements * size_of(dtype), offset * size_of(dtype)), dtype, 0, rows, cols, row_stride};
+  return {
+      std::make_shared<Memory>(elements * size_of(dtype), offset * size_of(dtype)), dtype, 0, rows, cols, row_stride};
 }
 
 }  // namespace emulated
