@@ -16,9 +16,8 @@ extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ,)
 PACKAGES := "setuptools>=77" wheel $(call extra,test) $(call extra,lint)
 
 RUN := $(if $(strip $(VENV)),$(VENV)/bin/python,$(PYTHON))
+CLANG_FORMAT := $(if $(strip $(VENV)),$(VENV)/bin/)clang-format
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-# ninja and clang-format of the environment, for what calls them by name
-export PATH := $(if $(strip $(VENV)),$(if $(filter /%,$(VENV)),,$(CURDIR)/)$(VENV)/bin:)$(PATH)
 
 # After `> build/log 2>&1`: of a failed build show the errors, as the whole is hundreds of lines.
 LOGGED = || { grep -A 5 -E 'error:|^gelu_ext:' build/log || cat build/log; echo 'make: the build failed; all of its output is in build/log'; exit 1; }
@@ -87,16 +86,19 @@ gpu:  ## everything that needs a GPU, with PYTHON's own environment (its torch, 
 	@$(PYTHON) setup.py -q build_ext --inplace
 	@$(PYTHON) bench/gpu.py $(ARGS)
 
+CPP_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
+
 lint: environment  ## formatting and errors that can be seen without running
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort | xargs -d '\n' clang-format --dry-run -Werror
+	@$(CPP_FILES) | xargs $(CLANG_FORMAT) --dry-run -Werror
 
 format: environment  ## format all sources
 	@$(RUN) -m ruff check --fix --quiet . ; $(RUN) -m ruff format .
-	@find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs -d '\n' clang-format -i
+	@$(CPP_FILES) | xargs $(CLANG_FORMAT) -i
 
 wheel: environment  ## a wheel and a source distribution in dist/
+	@rm -rf build/lib.*  # setuptools would pack what an older state of the sources left there
 	@$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@$(RUN) setup.py -q sdist
 	@ls -l dist

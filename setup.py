@@ -5,14 +5,17 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext as Builder
+
+SOURCES = ("h", "cuh", "cpp", "cu")
 
 # By its path: `import gelu_ext` would need the module that is to be built.
 spec = importlib.util.spec_from_file_location("_build", Path(__file__).parent / "gelu_ext" / "_build.py")
 _build = sys.modules["_build"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(_build)
 
+_build.find_tools()
 try:
     from torch.utils.cpp_extension import BuildExtension as Builder
     from torch.utils.cpp_extension import CppExtension as Extension
@@ -41,6 +44,11 @@ class build_ext(Builder):
 
 setup(
     license="MIT",
+    # An installed package carries its sources, for gelu_ext.jit.load().
+    packages=[*find_packages(include=["gelu_ext", "gelu_ext.*"]), "gelu_ext.csrc"],
+    package_dir={"gelu_ext.csrc": "csrc"},
+    package_data={"gelu_ext.csrc": [f"{folder}*.{kind}" for folder in ("", "cpu/", "cuda/") for kind in SOURCES]},
+    include_package_data=False,
     ext_modules=[Extension("gelu_ext._C", [os.path.relpath(path) for path in _build.sources(cuda=False)])],
     cmdclass={"build_ext": build_ext},
 )

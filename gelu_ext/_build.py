@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,13 @@ def compiler() -> str:
             "(Debian, Ubuntu: apt install g++) or name it in CXX."
         )
     return (_output([*command, "--version"]).splitlines() or [command[0]])[0]
+
+
+def find_tools() -> None:
+    """Puts ninja on the PATH where it is installed beside this Python, whose environment was not activated."""
+    scripts = sysconfig.get_path("scripts")
+    if not shutil.which("ninja") and shutil.which("ninja", path=scripts):
+        os.environ["PATH"] = os.environ.get("PATH", os.defpath) + os.pathsep + scripts
 
 
 def max_jobs() -> int:

@@ -65,6 +65,7 @@ def _check_tools(plan: _build.Plan) -> None:
     import torch
     from torch.utils import cpp_extension
 
+    _build.find_tools()
     if not cpp_extension.is_ninja_available():
         raise _build.BuildError("gelu_ext.jit.load() needs ninja, which is not on the PATH: run `pip install ninja`.")
     if plan.toolkit and not torch.version.cuda:
