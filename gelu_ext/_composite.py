@@ -1,7 +1,8 @@
 """The same functions in torch's own differentiable operations.
 
 For what a fused kernel cannot follow: functorch transforms, forward-mode differentiation, and the backward of the
-backward. Written in the forms that do not cancel in the negative tail, in float32 for 16-bit tensors, as the kernels do.
+backward. Written in the forms that do not cancel in the negative tail, in float32 for 16-bit tensors, as the kernels
+do, and without NaN or overflow wherever the kernels have none, in every derivative.
 """
 
 from __future__ import annotations
@@ -27,7 +28,20 @@ def _gelu_sigmoid(z: Tensor) -> Tensor:
     return z * torch.sigmoid(1.702 * z)
 
 
-_FORMS: dict[str, Callable[[Tensor], Tensor]] = {"none": _gelu_erf, "tanh": _gelu_tanh, "sigmoid": _gelu_sigmoid}
+# The formula, and from where on in float32 and in float64 it is z or zero to every bit, as in csrc/activations.h.
+_FORMS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
+    "none": (_gelu_erf, 14.5, 40.0),
+    "tanh": (_gelu_tanh, 11.75, 24.0),
+    "sigmoid": (_gelu_sigmoid, 80.0, 460.0),
+}
+
+
+def _gelu(z: Tensor, approximate: str) -> Tensor:
+    formula, limit32, limit64 = _FORMS[approximate]
+    limit = limit64 if z.dtype == torch.float64 else limit32
+    # Far out, the formula sees a harmless number instead: infinity times zero must not arise in a derivative that is
+    # then masked, either. (Not a clamp: its derivative at NaN is zero.)
+    return torch.where(z > limit, z, formula(z.masked_fill(z.abs() > limit, -limit)))
 
 
 def _widened(x: Tensor) -> Tensor:
@@ -35,21 +49,21 @@ def _widened(x: Tensor) -> Tensor:
 
 
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
-    return _widened(x) if bias is None else _widened(x) + bias
+    return _widened(x) if bias is None else _widened(x) + _widened(bias)
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    return _FORMS[approximate](_biased(x, bias)).to(x.dtype)
+    return _gelu(_biased(x, bias), approximate).to(x.dtype)
 
 
 def geglu(x: Tensor, bias: Tensor | None, approximate: str, activated: str) -> Tensor:
     a, b = _biased(x, bias).chunk(2, -1)
-    gelu = _FORMS[approximate]
-    return (gelu(a) * b if activated == "first" else a * gelu(b)).to(x.dtype)
+    out = _gelu(a, approximate) * b if activated == "first" else a * _gelu(b, approximate)
+    return out.to(x.dtype)
 
 
 def gelu_mul(activated: Tensor, linear: Tensor, approximate: str) -> Tensor:
-    return (_FORMS[approximate](_widened(activated)) * _widened(linear)).to(activated.dtype)
+    return (_gelu(_widened(activated), approximate) * _widened(linear)).to(activated.dtype)
 
 
 def vjp(
@@ -61,7 +75,8 @@ def vjp(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``function(*inputs, *options)`` that can be differentiated again, None where not needed."""
     with torch.enable_grad():
-        out = function(*inputs, *options)
-        wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-        grads = iter(torch.autograd.grad(out, wanted, grad_out, create_graph=True))
+        # Views, so that each input gets its own part only, also where one is computed from the other, or is the other.
+        views = [t if t is None else t.view_as(t) for t in inputs]
+        wanted = [t if t.requires_grad else t.requires_grad_() for t, need in zip(views, needs, strict=True) if need]
+        grads = iter(torch.autograd.grad(function(*views, *options), wanted, grad_out, create_graph=True))
     return tuple(next(grads) if need else None for need in needs)

@@ -1,6 +1,14 @@
-"""What each registered operator returns for tensors without data: meta and fake tensors, symbolic shapes."""
+"""What each registered operator returns for tensors without data: meta and fake tensors, symbolic shapes.
+
+Arguments have been checked by then, before the dispatcher chose this.
+"""
 
 from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +51,18 @@ def _gelu_mul_backward(
     return _gradient(activated, activated, needs_activated), _gradient(linear, activated, needs_linear)
 
 
+def _after_sharding_rules(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """DTensor asks for the fake result of an operator before it looks for its sharding rule: time to register that."""
+
+    @functools.wraps(fake)
+    def with_rules(*args: Any) -> Any:
+        if "torch.distributed.tensor" in sys.modules:
+            from . import _sharding  # noqa: F401
+        return fake(*args)
+
+    return with_rules
+
+
 def register() -> None:
     for fake in (_bias_gelu, _geglu, _gelu_mul, _bias_gelu_backward, _geglu_backward, _gelu_mul_backward):
-        torch.library.register_fake(f"gelu_ext::{fake.__name__.removeprefix('_')}", fake)
+        torch.library.register_fake(f"gelu_ext::{fake.__name__.removeprefix('_')}", _after_sharding_rules(fake))
