@@ -25,7 +25,12 @@ HALVES = [torch.float16, torch.bfloat16]
 # In ulp of the result. A float32 slope below 0.05 is near its root and has an absolute bar instead.
 VALUE_BAR = {torch.bfloat16: 0.505, torch.float16: 0.52, torch.float32: 4.0}
 SLOPE_BAR = {torch.bfloat16: 0.51, torch.float16: 0.55, torch.float32: 5.0}
-SLOPE_NEAR_ROOT = {torch.bfloat16: 0.0, torch.float16: 0.0, torch.float32: 3e-8}
+SLOPE_NEAR_ROOT = 3e-8
+
+# The same before the result is rounded. The bars of the 16-bit types are those of the 16-bit inputs; x + bias is a
+# float32, where the errors of the arithmetic are as large but meet the middle between two results more often.
+VALUE_ERROR = {torch.bfloat16: 0.01, torch.float16: 0.05, torch.float32: VALUE_BAR[torch.float32]}
+SLOPE_ERROR = {torch.bfloat16: 0.01, torch.float16: 0.05, torch.float32: SLOPE_BAR[torch.float32]}
 
 # ------------------------------------------------------------------------------------------------------------ the forms
 
@@ -147,6 +152,10 @@ def assert_within(got: Tensor, bound: Bound, what: str = "result") -> None:
     )
 
 
+def _rows(t: Tensor) -> Tensor:
+    return t.flatten(0, -2) if t.dim() > 1 else t.unsqueeze(0)
+
+
 def _is_half(dtype: torch.dtype) -> bool:
     return dtype in HALVES
 
@@ -155,14 +164,16 @@ def value_error(v: Tensor, dtype: torch.dtype) -> Tensor:
     """How far off the arithmetic may be before a result is rounded to `dtype`."""
     if dtype is torch.float64:
         return 2e-13 * v.abs()
-    return (VALUE_BAR[dtype] - 0.5 * _is_half(dtype)) * ulp(v, dtype)
+    return VALUE_ERROR[dtype] * ulp(v, dtype)
 
 
 def slope_error(s: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype is torch.float64:
         return 1e-13 * s.abs() + 2e-15
-    units = (SLOPE_BAR[dtype] - 0.5 * _is_half(dtype)) * ulp(s, dtype)
-    return torch.where(s.abs() > 0.05, units, torch.full_like(s, 3e-8)) if dtype is torch.float32 else units
+    # Near the root the arithmetic is float32's: a 16-bit x meets no root, but x + bias comes as close as a float32.
+    units = SLOPE_ERROR[dtype] * ulp(s, dtype)
+    near_root = units.clamp(min=SLOPE_NEAR_ROOT) if _is_half(dtype) else torch.full_like(s, SLOPE_NEAR_ROOT)
+    return torch.where(s.abs() > 0.05, units, near_root)
 
 
 def rounding(truth: Tensor, dtype: torch.dtype) -> Tensor:
@@ -243,10 +254,10 @@ class Call:
         rounded = [Bound(b.truth, b.tolerance + rounding(b.truth, x.dtype)) for b in both]
         if not self.has_bias:
             return rounded[0], rounded[1]
-        grad_x = Bound(*(torch.cat(parts, -1) for parts in zip(*rounded, strict=True)))
+        grad_x = Bound(*(torch.cat(parts, -1) if len(parts) > 1 else parts[0] for parts in zip(*rounded, strict=True)))
         if other is None:
             return grad_x, None
-        exact = Bound(*(torch.cat(parts, -1).reshape(-1, x.shape[-1]) for parts in zip(*both, strict=True)))
+        exact = Bound(*(_rows(torch.cat(parts, -1)) for parts in zip(*both, strict=True)))
         total = exact.truth.sum(0)
         # the slopes' own errors, those of a sum in float32 (float64), and one rounding
         of_sum = exact.truth.abs().sum(0) * (1e-14 if x.dtype is torch.float64 else 1e-6)

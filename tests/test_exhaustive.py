@@ -1,0 +1,160 @@
+"""Every input of the 16-bit types, and a dense sample of float32, lies within the bars on every instruction set.
+
+Slopes are seen through the backward: gradients are random powers of two, so that the product with the slope is exact.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from conftest import INSTRUCTION_SETS
+from reference import FORM_NAMES, HALVES, SLOPE_BAR, SLOPE_NEAR_ROOT, VALUE_BAR, error, slope, ulp_error, value
+from torch import Tensor
+
+import gelu_ext
+from gelu_ext import _native
+
+every_form = pytest.mark.parametrize("form", FORM_NAMES)
+every_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+# A goal for the float32 value beyond its bar, in ulp.
+VALUE_GOAL = 2.0
+
+
+@functools.cache
+def all_inputs(dtype: torch.dtype) -> Tensor:
+    return torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+
+
+@functools.cache
+def float32_sample() -> Tensor:
+    """A float32 in 4093 of all, and closer together where GELU is neither 0 nor x."""
+    everywhere = torch.arange(-(2**31), 2**31, 4093)
+    low, high = (torch.tensor(x).view(torch.int32).item() for x in (2.0**-6, 16.0))
+    positive = torch.arange(low, high, 211)
+    negative = torch.arange(low + 101, high, 211) - 2**31
+    return torch.cat([everywhere, positive, negative]).to(torch.int32).view(torch.float32)
+
+
+def powers_of_two(like: Tensor) -> Tensor:
+    """Random signs, 2^0 to 2^-3: not above 1, or what a float32 subnormal has lost would be magnified."""
+    generator = torch.Generator().manual_seed(0)
+    exponent = torch.randint(-3, 1, like.shape, generator=generator)
+    sign = 1 - 2 * torch.randint(0, 2, like.shape, generator=generator)
+    return (sign * 2.0**exponent).to(like)
+
+
+@functools.cache
+def truth(form: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x = float32_sample() if dtype is torch.float32 else all_inputs(dtype)
+    return value(form, x), slope(form, x)
+
+
+def assert_within_bars(got: Tensor, expected: Tensor, x: Tensor, bar: float, near_root: float = 0.0) -> None:
+    units = ulp_error(got, expected)
+    if near_root:
+        small = expected.abs() <= 0.05
+        units[small] = error(got, expected)[small] * (bar / near_root)
+    worst = int(units.argmax())
+    assert units[worst] <= bar, (
+        f"{units[worst]:.4f} ulp (bar {bar}) at x = {x.flatten()[worst].item()!r}, {(units > bar).sum()} are over it: "
+        f"got {got.flatten()[worst].item()!r}, expected {expected.flatten()[worst].item()!r}"
+    )
+
+
+def check_values_and_slopes(form: str, x: Tensor, expected_value: Tensor, expected_slope: Tensor) -> None:
+    """By way of bias_gelu, and by way of the gated operations, which compute value and slope together."""
+    value_bar, slope_bar = VALUE_BAR[x.dtype], SLOPE_BAR[x.dtype]
+    near_root = SLOPE_NEAR_ROOT if x.dtype is torch.float32 else 0.0
+    g, linear = powers_of_two(x), powers_of_two(x.flip(0))
+    exact_g, exact_linear = g.cpu().double(), linear.cpu().double()
+    x = x.detach().requires_grad_()
+
+    out = gelu_ext.bias_gelu(x, approximate=form)
+    assert_within_bars(out, expected_value, x, value_bar)
+    (grad_x,) = torch.autograd.grad(out, x, g)
+    assert_within_bars(grad_x, exact_g * expected_slope, x, slope_bar, near_root)
+
+    linear.requires_grad_()
+    out = gelu_ext.gelu_mul(x, linear, approximate=form)
+    assert_within_bars(out, exact_linear * expected_value, x, value_bar)
+    grad_x, grad_linear = torch.autograd.grad(out, (x, linear), g)
+    assert_within_bars(grad_x, exact_g * exact_linear * expected_slope, x, slope_bar, near_root)
+    assert_within_bars(grad_linear, exact_g * expected_value, x, value_bar)
+
+    packed = torch.stack([linear.detach(), x.detach()], -1).flatten()  # the halves of rows of two
+    rows = packed.view(-1, 2).requires_grad_()
+    out = gelu_ext.geglu(rows, approximate=form)
+    assert_within_bars(out.flatten(), exact_linear * expected_value, x, value_bar)
+
+
+@every_half
+@every_form
+def test_every_16_bit_input(form, dtype, instruction_set):
+    check_values_and_slopes(form, all_inputs(dtype), *truth(form, dtype))
+
+
+@every_half
+@every_form
+def test_every_16_bit_input_on_the_gpu(form, dtype, cuda):
+    check_values_and_slopes(form, all_inputs(dtype).to(cuda), *truth(form, dtype))
+
+
+@every_form
+def test_dense_float32_sample(form, instruction_set):
+    check_values_and_slopes(form, float32_sample(), *truth(form, torch.float32))
+
+
+@every_form
+def test_dense_float32_sample_on_the_gpu(form, cuda):
+    check_values_and_slopes(form, float32_sample().to(cuda), *truth(form, torch.float32))
+
+
+@every_form
+def test_goal_of_the_float32_value(form, instruction_set, request):
+    if form == "none" or instruction_set == "baseline":  # which has no fused multiply-add
+        request.applymarker(pytest.mark.xfail(reason="a goal, missed by up to 1 ulp in the far tail", strict=False))
+    x = float32_sample()
+    assert_within_bars(gelu_ext.bias_gelu(x, approximate=form), truth(form, torch.float32)[0], x, VALUE_GOAL)
+
+
+@every_half
+@every_form
+def test_a_16_bit_result_is_nearly_always_the_nearest(form, dtype, instruction_set):
+    """Two in a thousand may be the other neighbour, where the truth lies in the middle: most are x/2 of a tiny x."""
+    x = all_inputs(dtype)
+    x = x[x.isfinite()]
+    nearest = value(form, x).float().to(dtype)
+    differ = (gelu_ext.bias_gelu(x, approximate=form) != nearest).double().mean()
+    assert differ <= 2e-3, f"{differ:.2%} are not the nearest"
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+@every_form
+def test_no_finite_input_gives_nan(form, dtype, instruction_set):
+    x = float32_sample() if dtype is torch.float32 else all_inputs(dtype)
+    x = x[x.isfinite()]
+    a, linear = x.clone().requires_grad_(), torch.full_like(x, -0.75).requires_grad_()
+    outs = [gelu_ext.bias_gelu(a, approximate=form), gelu_ext.gelu_mul(a, linear, approximate=form)]
+    grads = [
+        grad for out in outs for grad in torch.autograd.grad(out, (a, linear), powers_of_two(x), allow_unused=True)
+    ]
+    for t in (*outs, *grads):
+        assert t is None or t.isfinite().all()
+
+
+def test_the_instruction_sets_are_tested():
+    assert _native.instruction_sets().split(",") == INSTRUCTION_SETS and INSTRUCTION_SETS[-1] == "baseline"
+
+
+@pytest.mark.slow
+@every_form
+def test_every_float32_from_a_64th_to_16(form, instruction_set):
+    """Both signs, a few million at a time."""
+    low, high = (torch.tensor(x).view(torch.int32).item() for x in (2.0**-6, 16.0))
+    for begin in range(low, high, 2**22):
+        bits = torch.arange(begin, min(begin + 2**22, high), dtype=torch.int64)
+        x = torch.cat([bits, bits - 2**31]).to(torch.int32).view(torch.float32)
+        check_values_and_slopes(form, x, value(form, x), slope(form, x))
