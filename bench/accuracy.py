@@ -1,0 +1,141 @@
+"""The accuracy report: every bfloat16 and float16 number and a dense sample of float32 against float64.
+
+    python bench/accuracy.py                 # the table, written to bench/results/accuracy_<device>.md
+    python bench/accuracy.py --plot          # and the picture in the README (needs matplotlib)
+    python bench/accuracy.py --no-compile    # without torch.compile, which needs a minute
+
+For gelu_ext, eager torch and torch.compile, per form and dtype, value and slope: the largest error in ulp of the
+result, the share of inputs that are not correctly rounded, and the finite inputs that give NaN. The float32 slope is
+counted where it is above 0.05 in magnitude: at its root no relative error is small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import gelu_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from reference import FORM_NAMES, slope, ulp_error, value  # noqa: E402  the tests' truth is the only one
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+Function = Callable[[Tensor], Tensor]
+
+
+def inputs(dtype: torch.dtype) -> Tensor:
+    """All finite numbers of a 16-bit type; of float32 one in 1009, and one in 97 between 2^-6 and 16."""
+    if dtype.itemsize == 2:
+        x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    else:
+        low, high = (torch.tensor(x).view(torch.int32).item() for x in (2.0**-6, 16.0))
+        patterns = torch.cat([torch.arange(0, 0x7F800000, 1009), torch.arange(low, high, 97)]).unique()
+        x = torch.cat([patterns, patterns - 2**31]).to(torch.int32).view(dtype)
+    return x[x.isfinite()]
+
+
+def eager(form: str) -> Function:
+    return lambda x: x * torch.sigmoid(1.702 * x) if form == "sigmoid" else F.gelu(x, approximate=form)
+
+
+def contenders(form: str, with_compile: bool) -> dict[str, Function]:
+    found: dict[str, Function] = {
+        "gelu_ext": lambda x: gelu_ext.bias_gelu(x, approximate=form),
+        "eager": eager(form),
+    }
+    if with_compile:
+        found["torch.compile"] = torch.compile(eager(form), dynamic=True)
+    return found
+
+
+def results(function: Function, x: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    """Value and slope; the slope through a backward with random signs as the gradient, which change no digit."""
+    x = x.to(device).requires_grad_()
+    out = function(x)
+    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
+    (grad,) = torch.autograd.grad(out, x, signs)
+    return out.detach().cpu(), (grad * signs).cpu()
+
+
+def describe(got: Tensor, truth: Tensor) -> dict[str, float]:
+    errors = ulp_error(got, truth)
+    wrong = (got.double() != truth.to(got.dtype).double()) & ~got.isnan()
+    return {
+        "ulp": errors[~got.isnan()].max().item(),
+        "misrounded": wrong.double().mean().item(),
+        "nan": int(got.isnan().sum()),
+    }
+
+
+def report(device: str, with_compile: bool) -> list[str]:
+    names = list(contenders("none", with_compile))
+    lines = [f"| form | dtype | | {' | '.join(names)} |", "|" + "---|" * (3 + len(names))]
+    for form in FORM_NAMES:
+        for dtype in DTYPES:
+            x = inputs(dtype)
+            truths = value(form, x), slope(form, x)
+            counted = torch.ones_like(x, dtype=torch.bool), (truths[1].abs() > 0.05) | (x.itemsize == 2)
+            found = [results(call, x, device) for call in contenders(form, with_compile).values()]
+            for i, what in enumerate(("value", "slope")):
+                cells = [cell(describe(pair[i][counted[i]], truths[i][counted[i]])) for pair in found]
+                lines.append(f"| {form} | {str(dtype).removeprefix('torch.')} | {what} | {' | '.join(cells)} |")
+                print(lines[-1], flush=True)
+    return lines
+
+
+def cell(found: dict[str, float]) -> str:
+    text = f"{found['ulp']:.4g} ulp, {found['misrounded'] * 100:.2g} % misrounded"
+    return text + (f", **{found['nan']} NaN**" if found["nan"] else "")
+
+
+def plot(path: Path, device: str) -> None:
+    """Error of the bfloat16 value over x, on logarithmic scales, eager in grey and ours in colour."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, form in zip(axes, ("none", "tanh"), strict=True):
+        x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+        x = x[(x.double() <= -(2.0**-6)) & (x.double() >= -16)].sort().values
+        truth = value(form, x)
+        for name, call in (("F.gelu", eager(form)), ("gelu_ext", contenders(form, False)["gelu_ext"])):
+            errors = ulp_error(call(x.to(device)).cpu(), truth).clamp(min=1e-3)
+            axis.semilogy(
+                x.double(), errors, ".", color="C0" if name == "gelu_ext" else "0.6", label=name, markersize=3
+            )
+        half = axis.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--", label="correctly rounded")
+        half.set_zorder(0)
+        axis.set(xlabel="x", title=f'bfloat16, approximate="{form}"')
+    axes[0].set_ylabel("error in ulp of the result")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=130)
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--plot", action="store_true")
+    args = parser.parse_args(argv)
+    folder = ROOT / "bench" / "results"
+    folder.mkdir(exist_ok=True)
+    table = report(args.device, not args.no_compile)
+    (folder / f"accuracy_{args.device}.md").write_text("\n".join(table) + "\n")
+    if args.plot:
+        plot(folder / f"accuracy_{args.device}.png", args.device)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
