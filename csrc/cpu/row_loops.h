@@ -45,6 +45,7 @@ void bias_act_forward_tile(const BiasActForward& p, const void* bias, const Tile
     const T* __restrict__ b = bias_block.read(col, n);
     S* out = at<S>(p.out, row, col);
     T* __restrict__ y = out_block.begin(out, n);
+#pragma GCC ivdep
     for (int i = 0, end = padded(n); i < end; ++i) y[i] = Act::value(x[i] + b[i]);
     out_block.finish(out, n);
   });
@@ -69,6 +70,7 @@ void bias_act_backward_tile(const BiasActBackward& p, const void* bias, void* su
     const T* __restrict__ b = bias_block.read(col, n);
     S* grad_x = at<S>(p.grad_x, row, col);
     T* __restrict__ d = out_block.begin(grad_x, n);
+#pragma GCC ivdep
     for (int i = 0, end = padded(n); i < end; ++i) d[i] = g[i] * Act::slope(x[i] + b[i]);
     if (sum != nullptr) add_to(static_cast<T*>(sum) + col, d, n);
     out_block.finish(grad_x, n);
@@ -91,6 +93,7 @@ void gated_act_forward_tile(const GatedActForward& p, const void* activated_bias
     const T* __restrict__ lb = linear_bias_block.read(col, n);
     S* out = at<S>(p.out, row, col);
     T* __restrict__ y = out_block.begin(out, n);
+#pragma GCC ivdep
     for (int i = 0, end = padded(n); i < end; ++i) y[i] = Act::value(a[i] + ab[i]) * (l[i] + lb[i]);
     out_block.finish(out, n);
   });
@@ -115,6 +118,7 @@ void gated_act_backward_tile(const GatedActBackward& p, const void* activated_bi
     S* grad_linear = at<S>(p.grad_linear, row, col);
     T* __restrict__ da = activated_out.begin(grad_activated, n);
     T* __restrict__ dl = linear_out.begin(grad_linear, n);
+#pragma GCC ivdep
     for (int i = 0, end = padded(n); i < end; ++i) {
       const auto both = Act::value_and_slope(a[i] + ab[i]);
       da[i] = g[i] * (l[i] + lb[i]) * both.slope;
