@@ -83,12 +83,13 @@ struct GeluErf {
   // exp(-t^2/2). SinglePrecision carries the rounding error of t^2 along: in the tail it is multiplied by up to 100.
   template <class P>
   static GELU_EXT_FN Exp2<P> gauss(float t) {
-    constexpr float kHigh = static_cast<float>(-0.5 * kLog2E), kLow = static_cast<float>(-0.5 * kLog2E - kHigh);
+    constexpr double k = -0.5 * kLog2E;
+    constexpr float k_hi = static_cast<float>(k), k_ratio = static_cast<float>((k - k_hi) / k_hi);
     const float square = t * t;
     if constexpr (std::is_same_v<P, SinglePrecision>) {
-      return Exp2<P>::of(square, kHigh, mul_add(square, kLow, kHigh * fused(t, t, -square)));
+      return Exp2<P>::of(square, k_hi, mul_add(square, k_ratio, fused(t, t, -square)));
     } else {
-      return Exp2<P>::of(square, kHigh);
+      return Exp2<P>::of(square, k_hi);
     }
   }
 
@@ -198,7 +199,7 @@ struct SigmoidGate {
   };
 };
 
-// "tanh": 0.5 x (1 + tanh(u)) = x sigmoid(2u), 2u = sqrt(8/pi) (x + 0.044715 x^3).
+// "tanh": 0.5 x (1 + tanh(u)) = x sigmoid(2u), 2u = kLinear (x + kCubic x^3).
 struct TanhArgument {
   static constexpr double kCubic = 0.044715;
   static constexpr double kLinear = 0x1.9884533d43651p+0;  // sqrt(8/pi)
@@ -222,7 +223,7 @@ struct TanhArgument {
       const float square = t * t, square_error = fused(t, t, -square);
       const float m = mul_add(b_hi, square, a_hi);
       const float m_lo = fused(b_hi, square, a_hi - m) + mul_add(b_hi, square_error, mul_add(b_lo, square, a_lo));
-      return Exp2<P>::of(t, m, t * m_lo);
+      return Exp2<P>::of(m, t, m_lo);
     }
   }
 
@@ -256,7 +257,7 @@ struct QuickArgument {
       return Exp2<P>::of(t, static_cast<float>(a));
     } else {
       constexpr float a_hi = static_cast<float>(a), a_lo = static_cast<float>(a - a_hi);
-      return Exp2<P>::of(t, a_hi, t * a_lo);
+      return Exp2<P>::of(a_hi, t, a_lo);
     }
   }
 

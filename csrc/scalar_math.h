@@ -172,8 +172,9 @@ GELU_EXT_FN float quotient(float a, float b, float b_lo, float q) {
   return mul_add(mul_add(-b_lo, rough, fused(-b, rough, a)), q, rough);
 }
 
-// 2^(a b + lo) for -2^20 < a b <= 0, |lo| << 1; a b is not rounded. It is kept in factors of which the last rounds, so
-// that products with it are rounded once, also where they are subnormal, and fused with what is added to them.
+// 2^((a + a_lo) b) for -2^20 < a b <= 0, |a_lo b| << 1; a b is not rounded. It is kept in factors of which the last
+// rounds, so that products with it are rounded once, also where they are subnormal, and fused with what is added to
+// them.
 template <class P>
 struct Exp2;
 
@@ -199,11 +200,11 @@ struct Exp2 {
   float excess;  // 2^r - 1
   float scale;
 
-  static GELU_EXT_FN Exp2 of(float a, float b, float lo = 0.0f) {
+  static GELU_EXT_FN Exp2 of(float a, float b, float a_lo = 0.0f) {
     const float shifted = mul_add(a, b, kShift);
     const int32_t n = static_cast<int32_t>(to_bits(shifted)) - static_cast<int32_t>(to_bits(kShift));
-    const float r =
-        std::is_same_v<P, SinglePrecision> ? fused(a, b, kShift - shifted) + lo : mul_add(a, b, kShift - shifted);
+    constexpr bool single = std::is_same_v<P, SinglePrecision>;
+    const float r = single ? mul_add(a_lo, b, fused(a, b, kShift - shifted)) : mul_add(a, b, kShift - shifted);
     return {r * excess_over(r), from_bits(static_cast<uint32_t>((n > kLowest ? n : kLowest) - kLowest) << 23)};
   }
 
