@@ -1,0 +1,291 @@
+"""From a recording to a plan: the straight line that a block computes, with the fused operations in their places.
+
+A plan exists only where every call of the recording has its place in
+
+    x -> module -> ... -> Linear -> GELU | GeGLU of two halves | GeGLU of two Linears -> module -> ... -> result
+
+so a block that does anything else is not understood, and says so.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..mlp import has_hooks, is_plain_linear
+from .forms import FORM_NAMES, classify, form_of
+from .record import Event, Recording
+
+
+class NotUnderstood(Exception):
+    """Why there is no plan, as a clause for the report."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the line. Paths are of modules inside the block; "" is none."""
+
+    op: str  # "module", "bias_gelu", "geglu" or "gelu_mul"
+    path: str = ""  # the module, the Linear before the activation, or the Linear of the activated half
+    linear_path: str = ""  # gelu_mul: the module of the half that is not activated
+    activation: str = ""  # the activation module that is not called any more
+    approximate: str = ""
+    activated: str = ""
+    takes_bias: bool = False  # the Linear's bias is added in the fused operation
+    why_not: str = ""  # why it does not take the bias
+    between: tuple[str, ...] = ()  # with `second`: what stands before it, and must do nothing
+    second: str = ""  # the Linear after the activation, in one autograd node with this step
+
+    @property
+    def form(self) -> str:
+        return FORM_NAMES[self.approximate] + (f", {self.activated} half" if self.activated else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    method: str
+    steps: tuple[Step, ...]
+    bypassed: tuple[str, ...] = ()  # modules with children whose own call is skipped
+
+    @property
+    def fused(self) -> Iterator[Step]:
+        return (step for step in self.steps if step.op != "module")
+
+
+def linear_kind(module: Any) -> str:
+    """``"linear"`` or ``"conv1d"`` (Hugging Face's, with a transposed weight) of a plain layer, else ""."""
+    if is_plain_linear(module):
+        return "linear"
+    if _is_conv1d(module) and not has_hooks(module):
+        plain = type(module.weight) in (nn.Parameter, Tensor) and "forward" not in module.__dict__
+        return "conv1d" if plain else ""
+    return ""
+
+
+def _is_conv1d(module: Any) -> bool:
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_linear_like(module: Any) -> bool:
+    """A Linear, or something that stands for one (quantised, with an adapter)."""
+    return isinstance(module, nn.Linear) or _is_conv1d(module) or hasattr(module, "base_layer")
+
+
+def why_not_plain(path: str, module: nn.Module) -> str:
+    if has_hooks(module):
+        return f"{path} has a hook"
+    if type(module) is nn.Linear or _is_conv1d(module):
+        return f"{path} has a weight of type {type(module.weight).__name__}, or a forward of its own"
+    return f"{path} is a {type(module).__name__}, not a plain nn.Linear"
+
+
+class _Line:
+    """Walks a recording from its input to its result. Each method consumes the events that it understands."""
+
+    def __init__(self, block: nn.Module, recording: Recording) -> None:
+        self.block = block
+        self.recording = recording
+        self.consumers: dict[int, list[Event]] = defaultdict(list)
+        for event in recording.events:
+            for value in set(event.inputs):
+                self.consumers[value].append(event)
+        self.seen = 0
+
+    def steps(self) -> Iterator[Step]:
+        value = self.recording.source
+        while value != self.recording.result or self.consumers[value]:
+            step, value = self.step(value)
+            if step is not None:
+                yield step
+        if self.seen != len(self.recording.events):
+            raise NotUnderstood("its forward does more than one straight line")
+
+    def step(self, value: int) -> tuple[Step | None, int]:
+        events = self.consumers[value]
+        if self.recording.result is None:
+            raise NotUnderstood("its forward does not return one tensor")
+        if len(events) == 2:
+            return self.two_linears(events)
+        if len(events) != 1:
+            raise NotUnderstood("its forward holds more than an MLP")
+        (event,) = events
+        self.seen += 1
+        if self.is_nothing(event):
+            return None, event.outputs[0]
+        form = self.form(event)
+        if form:
+            step = Step(
+                "bias_gelu", approximate=form, activation=_activation_path(event), why_not="no Linear before it"
+            )
+            return step, event.outputs[0]
+        if event.kind != "module" or not event.simple:
+            raise NotUnderstood(f"its forward calls {event.name}, which has no place in a straight line")
+        if not is_linear_like(self.module(event)):
+            return Step("module", event.name), event.outputs[0]
+        return self.linear(event)
+
+    def linear(self, event: Event) -> tuple[Step, int]:
+        """A Linear, alone or with the activation of what it returns."""
+        out = event.outputs[0]
+        after = self.consumers[out]
+        if len(after) == 1:
+            form = self.form(after[0])
+            if form:
+                self.seen += 1
+                step = Step("bias_gelu", event.name, "", _activation_path(after[0]), form)
+                return self.with_bias(step), after[0].outputs[0]
+            if _is_halves(after[0], self.recording):
+                return self.halves(event, after[0].outputs)
+        if len(after) == 2 and all(_is_halves(e, self.recording) for e in after):
+            values = tuple(e.outputs[0] for e in sorted(after, key=lambda e: self.offset(e.outputs[0])))
+            return self.halves(event, values, events=2)
+        return Step("module", event.name), out
+
+    def halves(self, event: Event, halves: tuple[int, ...], events: int = 1) -> tuple[Step, int]:
+        """Two halves of one tensor, one of them through the activation, and their product."""
+        users = [self.only(half) for half in halves]
+        forms = [self.form(user) for user in users]
+        if sum(form is not None for form in forms) != 1:
+            raise NotUnderstood("its forward does not activate one of the two halves with GELU")
+        first = forms[0] is not None
+        activated, product = users if first else users[::-1]
+        self.is_product(product, activated.outputs[0], halves[1 if first else 0])
+        self.seen += events + 2
+        step = Step("geglu", event.name, "", _activation_path(activated), forms[0] or forms[1] or "")
+        return self.with_bias(replace(step, activated="first" if first else "second")), product.outputs[0]
+
+    def two_linears(self, events: list[Event]) -> tuple[Step, int]:
+        """Two Linears of one input, one of them through the activation, and their product."""
+        if not all(event.kind == "module" and event.simple for event in events):
+            names = " and ".join(event.name for event in events)
+            raise NotUnderstood(f"its forward gives one value to {names}")
+        users = [self.only(event.outputs[0]) for event in events]
+        forms = [self.form(user) for user in users]
+        if sum(form is not None for form in forms) != 1:
+            raise NotUnderstood("its forward does not activate one of two Linears with GELU")
+        if forms[0] is None:
+            events, users, forms = events[::-1], users[::-1], forms[::-1]
+        self.is_product(users[1], users[0].outputs[0], events[1].outputs[0])
+        self.seen += 4
+        step = Step("gelu_mul", events[0].name, events[1].name, _activation_path(users[0]), forms[0])
+        return replace(step, why_not=self.biases(step)), users[1].outputs[0]
+
+    def biases(self, step: Step) -> str:
+        modules = (self.block.get_submodule(path) for path in (step.path, step.linear_path))
+        return "its Linears add theirs" if any(getattr(m, "bias", None) is not None for m in modules) else "none"
+
+    def only(self, value: int) -> Event:
+        if len(self.consumers[value]) != 1 or value == self.recording.result:
+            raise NotUnderstood("its forward uses a half of the GLU in several places")
+        return self.consumers[value][0]
+
+    def is_product(self, event: Event, activated: int, linear: int) -> None:
+        is_mul = event.kind == "function" and event.name in ("mul", "__mul__", "multiply", "__rmul__")
+        same = is_mul and set(event.inputs) == {activated, linear} and len(event.inputs) == 2 and not event.options
+        if not same or len(self.consumers[activated]) != 1:
+            raise NotUnderstood(f"its forward calls {event.name} where a GLU has its product")
+
+    def with_bias(self, step: Step) -> Step:
+        """Takes the bias out of the Linear if the Linear is plain."""
+        module = self.block.get_submodule(step.path)
+        if not linear_kind(module):
+            return replace(step, why_not=why_not_plain(step.path, module))
+        if module.bias is None:
+            return replace(step, why_not="none")
+        if module.bias.dtype not in (module.weight.dtype, torch.float32):
+            return replace(step, why_not=f"{step.path}.bias is {module.bias.dtype}")
+        return replace(step, takes_bias=True)
+
+    def form(self, event: Event) -> str | None:
+        """Which GELU the event computes."""
+        if len(event.inputs) != 1 or len(event.outputs) != 1:
+            return None
+        if event.kind == "function":
+            if event.call is not F.gelu:
+                return None
+            approximate = event.options.get("approximate", event.arguments[1] if len(event.arguments) > 1 else "none")
+            return approximate if approximate in FORM_NAMES else None
+        if not event.simple:
+            return None
+        if event.kind == "attribute":
+            return form_of(event.call)
+        module = self.module(event)
+        return None if module._modules or is_linear_like(module) else form_of(module)
+
+    def module(self, event: Event) -> nn.Module:
+        """The real one: the event's is the recorder's, under observation."""
+        return self.block.get_submodule(event.name)
+
+    def is_nothing(self, event: Event) -> bool:
+        """A torch function that gave its argument back, such as a cast to the dtype that it has."""
+        if event.kind != "function" or event.name not in ("to", "contiguous", "type_as", "float", "half", "bfloat16"):
+            return False
+        before, after = (self.recording.values[i] for i in (event.inputs[0], event.outputs[0]))
+        return before.dtype == after.dtype and before.shape == after.shape and before.device == after.device
+
+    def offset(self, value: int) -> int:
+        return self.recording.values[value].storage_offset()
+
+
+def _activation_path(event: Event) -> str:
+    return event.name if event.kind == "module" else ""
+
+
+def _is_halves(event: Event, recording: Recording) -> bool:
+    """The event's results are halves of the last dimension of its one input (or one of them is, by slicing)."""
+    if event.kind != "function" or len(event.inputs) != 1:
+        return False
+    whole, parts = recording.values[event.inputs[0]], [recording.values[i] for i in event.outputs]
+    if len(parts) not in (1, 2) or whole.shape[-1] % 2 or whole.stride(-1) != 1:
+        return False
+    half = whole.shape[-1] // 2
+    offsets = [part.storage_offset() - whole.storage_offset() for part in parts]
+    return offsets in ([0, half], [0], [half]) and all(
+        part.shape == (*whole.shape[:-1], half)
+        and part.stride() == whole.stride()
+        and part.untyped_storage()._cdata == whole.untyped_storage()._cdata
+        for part in parts
+    )
+
+
+def make_plan(block: nn.Module, method: str, recording: Recording, recompute: bool) -> Plan:
+    """The plan of a recorded block. Raises NotUnderstood with the reason."""
+    steps = list(_Line(block, recording).steps())
+    if not any(step.op != "module" for step in steps):
+        found = (classify(block.get_submodule(step.path)).other for step in steps)
+        other = next((name for name in found if name), None)
+        raise NotUnderstood(f"it computes {other}, not GELU" if other else "it computes no GELU")
+    if recompute:
+        steps = list(_with_second_linear(block, steps))
+    used = {path for step in steps for path in (step.path, step.linear_path, step.second, step.activation) if path}
+    parents = {path[:i] for path in used for i, letter in enumerate(path) if letter == "."}
+    return Plan(method, tuple(steps), tuple(sorted(parents)))
+
+
+def _with_second_linear(block: nn.Module, steps: list[Step]) -> Iterator[Step]:
+    """Puts the Linear after an activation into its step, where nothing but dropout stands between plain Linears."""
+    i = 0
+    while i < len(steps):
+        step = steps[i]
+        end = i + 1
+        while end < len(steps) and steps[end].op == "module" and _may_do_nothing(block.get_submodule(steps[end].path)):
+            end += 1
+        firsts = [path for path in (step.path, step.linear_path) if path]
+        plain = step.op != "module" and firsts and all(linear_kind(block.get_submodule(path)) for path in firsts)
+        last = steps[end] if end < len(steps) and steps[end].op == "module" else None
+        if plain and last and linear_kind(block.get_submodule(last.path)):
+            yield replace(step, between=tuple(s.path for s in steps[i + 1 : end]), second=last.path)
+            i = end + 1
+        else:
+            yield step
+            i += 1
+
+
+def _may_do_nothing(module: nn.Module) -> bool:
+    return type(module) in (nn.Identity, nn.Dropout)
