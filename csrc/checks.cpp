@@ -71,6 +71,7 @@ DType dtype_of(const char* op, const char* name, const Tensor& t) {
 
 void check_tensor(const char* op, const char* name, const Tensor& t, std::optional<at::Device> device) {
   TORCH_CHECK_TYPE(t.defined(), op, ": expected ", name, " to be a Tensor, got None");
+  TORCH_CHECK_TYPE(!t.is_nested(), op, ": expected ", name, " to be a dense tensor, got a nested one");
   TORCH_CHECK_TYPE(t.layout() == at::kStrided, op, ": expected ", name, " to be a dense tensor, got layout ",
                    t.layout());
   dtype_of(op, name, t);
