@@ -246,17 +246,20 @@ def _backward_operator(name: str, composite: Callable[..., Tensor]) -> Callable[
 
 
 def _register_operators() -> None:
-    global _library  # the registrations live as long as it
-    _library = torch.library.Library("gelu_ext", "FRAGMENT")
+    # The registrations live as long as their Library, and that with the native module. A second import of this package,
+    # which has the same native module, replaces them.
+    native: Any = _native.module
+    native._registrations = None
+    native._registrations = library = torch.library.Library("gelu_ext", "FRAGMENT")
     for function, composite in (
         (_bias_gelu, _composite.bias_gelu),
         (_geglu, _composite.geglu),
         (_gelu_mul, _composite.gelu_mul),
     ):
         name = composite.__name__
-        _library.impl(name, function, "Autograd")
-        _library.impl(name, composite, "FuncTorchBatched")
-        _library.impl(f"{name}_backward", _backward_operator(name, composite), "Autograd")
+        library.impl(name, function, "Autograd")
+        library.impl(name, composite, "FuncTorchBatched")
+        library.impl(f"{name}_backward", _backward_operator(name, composite), "Autograd")
 
 
 _native.on_load(_register_operators)

@@ -1,4 +1,4 @@
-"""Tensors that are more or less than tensors, modes that watch, and what takes programs apart: all see the operators."""
+"""Tensors that are more or less than tensors, modes that watch, what takes programs apart: all see the operators."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_symbolic_traces_of_modules():
     model, x = Small(), randn((3, 8), torch.float32)
     traced = torch.fx.symbolic_trace(model)
     targets = [n.target for n in traced.graph.nodes if n.op == "call_function"]
-    assert {gelu_ext.bias_gelu, gelu_ext.geglu, gelu_ext.gelu_mul} < set(targets)
+    assert {gelu_ext.bias_gelu, gelu_ext.geglu, gelu_ext.gelu_mul} <= set(targets)
     for copied in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
         assert same_bits(copied(x), model(x))
 
@@ -242,7 +242,7 @@ def test_make_fx_of_a_backward(call, mode):
     if mode == "symbolic":  # also for another batch
         x = leaf(randn((5, x.shape[1]), torch.float64))
         other = leaf(call.other(x, torch.float64))
-    for a, b in zip(graph(x, other), forward_backward(call, x, other), strict=True):
+    for a, b in zip(graph(x.detach(), other.detach()), forward_backward(call, x, other), strict=True):
         assert same_bits(a, b)
 
 

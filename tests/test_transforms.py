@@ -14,6 +14,7 @@ from reference import CALLS, FORM_NAMES, FORMS, Bound, Call, assert_within, leaf
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gelu_ext
 
@@ -280,6 +281,24 @@ def test_16_bit_transforms_compute_in_float32(call, dtype):
 def operator(call: Call):
     options = (call.form, call.activated) if call.activated else (call.form,)
     return lambda x, other: getattr(torch.ops.gelu_ext, call.op)(x, other, *options)
+
+
+@every_call
+def test_vmap_of_a_registered_operator_is_no_loop_over_samples(call):
+    """As torch would do for an operator without a rule of its own."""
+    ops = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            ops.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    x, other = inputs(call)
+    xs, others = torch.stack([x] * 50), torch.stack([other] * 50)
+    with Watch():
+        got = vmap(operator(call))(xs, others)
+    assert len(ops) < 50
+    assert_close(got[-1], plain(call, x, other))
 
 
 @every_call
