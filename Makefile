@@ -12,12 +12,15 @@ PIP_ARGS ?=
 ARGS ?=
 
 # The tools and their versions have one home, the extras of pyproject.toml.
-extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ,)
+extra = $(shell sed -n 's/^$(1) = \[\(.*\)\].*/\1/p' pyproject.toml | tr -d ,)
 PACKAGES := "setuptools>=77" wheel $(call extra,test) $(call extra,lint)
 
 RUN := $(if $(strip $(VENV)),$(VENV)/bin/python,$(PYTHON))
 CLANG_FORMAT := $(if $(strip $(VENV)),$(VENV)/bin/)clang-format
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# Tools of one target only.
+also = $(if $(strip $(VENV)),$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(call extra,$(1)))
 
 # After `> build/log 2>&1`: of a failed build show the errors, as the whole is hundreds of lines.
 LOGGED = || { grep -A 5 -E 'error:|^gelu_ext:' build/log || cat build/log; echo 'make: the build failed; all of its output is in build/log'; exit 1; }
@@ -37,9 +40,9 @@ endif
 
 install:
 	@command -v $(PYTHON) > /dev/null || { echo "make: there is no $(PYTHON): install Python 3.10 or newer, or name one in PYTHON."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) is older than 3.10: name a newer one in PYTHON."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) does not run or is older than 3.10: name another in PYTHON."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2> /dev/null || { echo "make: $(PYTHON) cannot make virtual environments (Debian, Ubuntu: apt install python3-venv), or use your own environment: VENV= PYTHON=/path/to/python"; exit 1; }
-	@command -v $(firstword $(or $(CXX),c++)) > /dev/null || { echo "make: there is no C++ compiler (Debian, Ubuntu: apt install g++), or name one in CXX."; exit 1; }
+	@set -- $${CXX:-c++}; command -v $$1 > /dev/null || { echo "make: there is no C++ compiler (Debian, Ubuntu: apt install g++), or name one in CXX."; exit 1; }
 	@test -x $(VENV)/bin/python || { echo "making an environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(TORCH) and the tools"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) '$(TORCH)' $(PACKAGES)
@@ -60,7 +63,7 @@ bench: build  ## time it against eager and compiled torch on this machine
 	@$(RUN) bench/bench.py $(ARGS)
 
 accuracy: build  ## error of every form and dtype against float64
-	@$(if $(strip $(VENV)),$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(call extra,accuracy))
+	@$(call also,accuracy)
 	@$(RUN) bench/accuracy.py $(ARGS)
 
 fit-check: environment  ## the polynomials in csrc are what the fit gives
@@ -73,6 +76,7 @@ cuda-compile: environment  ## compile the CUDA kernels for every architecture (C
 	@$(RUN) tests/cuda/compile.py $(ARGS)
 
 budgets: environment  ## count the instructions of the CUDA kernels (CUDA toolkit, no GPU)
+	@$(call also,budgets)
 	@$(RUN) tests/cuda/budgets.py $(ARGS)
 
 cuda-link: environment  ## build, link and import the extension with CUDA (CUDA toolkit; no GPU, any torch)

@@ -92,7 +92,7 @@ def test_a_scalar(call, dtype, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("width", [1, 2, 3, 5, 12, 17, 24, 46, 1234, 1710, 2112, 3420, 3421, 8200])
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 12, 17, 24, 46, 1234, 1710, 2112, 3420, 3421])
 @every_call
 def test_widths(call, width, dtype, device):
     x = randn((3, call.width(width)), dtype, device)
@@ -312,7 +312,7 @@ BIAS_CALLS = [Call("bias_gelu", "none"), Call("geglu", "tanh", "second"), Call("
 @every_dtype
 @pytest.mark.parametrize("call", BIAS_CALLS, ids=str)
 def test_bias_gradient_is_exact_and_repeatable(call, dtype, rows, device, threads):
-    for width in (5, 70) if rows > 1000 else (1, 5, 70, 1030):
+    for width in [3] if rows > 1000 else [5, 70] if rows > 17 else [1, 5, 70, 1030]:
         x = randn((rows, call.width(width)), dtype, device)
         grad_out = randn((rows, width), dtype, device, seed=2)
         for bias in call.biases(dtype)[1:]:

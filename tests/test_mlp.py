@@ -15,6 +15,13 @@ from gelu_ext.activation import GELU
 from gelu_ext.memory import saved_bytes
 from gelu_ext.mlp import GEGLUMLP, MLP, geglu_mlp, gelu_mul_mlp, mlp
 
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """Tensors this small only wait for each other's threads."""
+    torch.set_num_threads(1)
+
+
 C, H, D = 12, 20, 7
 KINDS = ["mlp", "second", "first", "two"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -225,7 +232,11 @@ def test_errors_say_what_was_expected():
     meta = torch.empty(H, C, device="meta")
     for error, words, call in [
         (TypeError, "mlp: expected x to be a Tensor, got int", lambda: mlp(1, w1, b1, w2, b2)),
-        (TypeError, "mlp: expected x of dtype float64, float32, float16 or bfloat16", lambda: mlp(x.int(), w1, b1, w2, b2)),
+        (
+            TypeError,
+            "mlp: expected x of dtype float64, float32, float16 or bfloat16",
+            lambda: mlp(x.int(), w1, b1, w2, b2),
+        ),
         (ValueError, "mlp: expected x of at least 1 dimension, got a scalar", lambda: mlp(x[0, 0, 0], w1, b1, w2, b2)),
         (ValueError, rf"mlp: expected w1 of shape \[any, {C}\], got \[{D}, {H}\]", lambda: mlp(x, w2, b1, w2, b2)),
         (ValueError, rf"mlp: expected b1 of shape \[{H}\], got \[{D}\]", lambda: mlp(x, w1, b2, w2, b2)),
@@ -233,7 +244,11 @@ def test_errors_say_what_was_expected():
         (ValueError, rf"mlp: expected b2 of shape \[{D}\], got \[{H}\]", lambda: mlp(x, w1, b1, w2, b1)),
         (TypeError, "mlp: expected w1 of the dtype of x, torch.float32, got", lambda: mlp(x, w1.half(), b1, w2, b2)),
         (RuntimeError, "mlp: expected w1 on device cpu, got meta", lambda: mlp(x, meta, b1, w2, b2)),
-        (ValueError, "mlp: expected approximate to be one of 'none', ", lambda: mlp(x, w1, b1, w2, b2, approximate="erf")),
+        (
+            ValueError,
+            "mlp: expected approximate to be one of 'none', ",
+            lambda: mlp(x, w1, b1, w2, b2, approximate="erf"),
+        ),
         (
             ValueError,
             "geglu_mlp: expected activated to be 'first' or 'second', got 'third'",
@@ -241,7 +256,11 @@ def test_errors_say_what_was_expected():
         ),
         (ValueError, "geglu_mlp: expected w1 with an even number of rows", lambda: geglu_mlp(x, w1[1:], None, w2, b2)),
         (ValueError, "gelu_mul_mlp: expected w_linear of shape", lambda: gelu_mul_mlp(x, w1, b1, w2, b2, w2, b2)),
-        (ValueError, "GELU: expected approximate to be one of 'none', 'tanh', 'sigmoid', got 'erf'", lambda: GELU("erf")),
+        (
+            ValueError,
+            "GELU: expected approximate to be one of 'none', 'tanh', 'sigmoid', got 'erf'",
+            lambda: GELU("erf"),
+        ),
     ]:
         with pytest.raises(error, match=words):
             call()

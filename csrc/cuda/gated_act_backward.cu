@@ -1,18 +1,24 @@
 // grad_activated = grad_out * (linear + linear_bias) * act'(activated + activated_bias),
 // grad_linear = grad_out * act(activated + activated_bias), and both sums over rows in the same pass, from unrounded
 // terms. Traffic of 16-bit data: 10 bytes an output element, an H200's time for 78 instructions; the exact form
-// takes 35.
+// takes 41.
 #include "column_sums.cuh"
 
 namespace gelu_ext::cuda {
 namespace {
 
-// Two biases and two rows of sums are 32 registers of a 16-bit thread, hence 3 blocks: 36 KB in flight.
+// Two biases and two rows of sums are 32 registers of a 16-bit thread, hence 3 blocks: 36 KB in flight. Blackwell's
+// compiler would spill there, or delay loads of float32; a B200 wants 43 KB, which 2 blocks of 2 rows exceed.
 constexpr Tuning tuning_of(DType dtype) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  constexpr Tuning kSingle = {1, 3}, kHalf = {2, 2};
+#else
+  constexpr Tuning kSingle = {1, 4}, kHalf = {1, 3};
+#endif
   switch (dtype) {
     case DType::float64: return {1, 2};
-    case DType::float32: return {1, 4};
-    default: return {1, 3};
+    case DType::float32: return kSingle;
+    default: return kHalf;
   }
 }
 template <class Columns>
@@ -83,6 +89,9 @@ size_t workspace_bytes(const GatedActBackward& p, const Device& device) {
 
 int gated_act_backward(const GatedActBackward& p, void* workspace, const Device& device, void* stream) {
   const LaunchShape shape = shape_of(p, device);
+  const bool sums = sums_wanted(p);
+  void* const linear_partials =
+      sums ? static_cast<char*>(workspace) + partials_bytes(1, shape, p.cols, p.dtype) : nullptr;
   const Arguments arguments = {Passes(p.rows, shape),
                                p.cols,
                                Input(p.grad_out, p.dtype, shape),
@@ -95,10 +104,9 @@ int gated_act_backward(const GatedActBackward& p, void* workspace, const Device&
                                p.grad_activated_bias,
                                p.grad_linear_bias,
                                workspace,
-                               static_cast<char*>(workspace) + partials_bytes(1, shape, p.cols, p.dtype)};
+                               linear_partials};
   const bool vectors = vectors_fit(p.dtype, p.rows, p.cols, arguments.passes, arguments.grad_out, arguments.activated,
                                    arguments.linear, arguments.grad_activated, arguments.grad_linear);
-  const bool sums = sums_wanted(p);
   if (!sums && p.grad_activated.data == nullptr && p.grad_linear.data == nullptr) return 0;
   const bool matrices = p.grad_activated.data != nullptr && p.grad_linear.data != nullptr;
   with_kernel_types(p.dtype, p.activation, vectors, [&](auto form, auto columns) {

@@ -1,7 +1,7 @@
 """patch(model): the activations of an existing model run fused, each swap proved on the spot.
 
 find (this file) -> record.py (run a copy of the block, write down its calls) -> plan.py (the straight line that it is,
-or why it is none) -> prove.py (the same numbers, before and after) -> swap.py (the module's class, and nothing else).
+or why it is none) -> proof.py (the same numbers, before and after) -> swap.py (the module's class, and nothing else).
 A block that is not a straight line still gets its activation module fused alone, which is safe wherever it stands.
 """
 
@@ -15,10 +15,10 @@ from torch import nn
 
 from .. import _native
 from . import swap
-from .find import Block, Search
+from .find import Block, Search, Site
 from .forms import FORM_NAMES, form_of
 from .plan import Plan, Step, is_linear_like
-from .prove import Proof, copy_of, place_of, prove, random_input
+from .proof import Proof, copy_of, place_of, prove, random_input
 from .report import Fused, LeftAlone, Report
 
 __all__ = ["Fused", "LeftAlone", "Report", "form_of", "patch", "patched", "unpatch"]
@@ -56,26 +56,26 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
         raise TypeError(f"patch: expected model to be an nn.Module, got {type(model).__name__}")
     _native.require()
     unpatch(model)
-    search = Search(model, recompute)
-    search.run()
     report = Report()
-    served = _swap_blocks(search, verify, report)
-    _swap_activations(search, verify, served, report)
+    with torch.inference_mode(False), torch.enable_grad():  # in whichever the caller is
+        search = Search(model, recompute)
+        search.run()
+        served = _swap_blocks(search, verify, report)
+        _swap_activations(search, verify, served, report)
     return report
 
 
-def _swap_blocks(search: Search, verify: bool, report: Report) -> set[tuple[int, str]]:
+def _swap_blocks(search: Search, verify: bool, report: Report) -> set[Site]:
     """Installs the plans that are proved. Returns where activation modules are served by one."""
     claimed: set[int] = set()
-    served: set[tuple[int, str]] = set()
+    served: set[Site] = set()
     for block in search.in_order():
         if claimed & block.claims():
             continue
         proof = prove(block.copy, block.plan, block.x, verify)
         if proof.problem:
-            activations = [block.module.get_submodule(s.activation) for s in block.plan.fused if s.activation]
-            search.reasons.update({id(activation): proof.problem for activation in activations})
-            if not activations:
+            search.reasons.update(dict.fromkeys(block.sites(), proof.problem))
+            if not block.sites():
                 search.not_understood.append((block.path, block.module, proof.problem))
             continue
         swap.install(block.plan, block.module)
@@ -97,7 +97,7 @@ def _rows(block: Block, proof: Proof) -> Iterator[Fused]:
         yield Fused(block.name, step.form, op, bias, *kept, step.approximate, step.activated, note)
 
 
-def _swap_activations(search: Search, verify: bool, served: set[tuple[int, str]], report: Report) -> None:
+def _swap_activations(search: Search, verify: bool, served: set[Site], report: Report) -> None:
     """The activation modules that stand in no understood block are fused alone; the others are reported."""
     done: set[int] = set()
     for owner_path, owner in search.model.named_modules(remove_duplicate=False):
@@ -108,7 +108,7 @@ def _swap_activations(search: Search, verify: bool, served: set[tuple[int, str]]
             path = f"{owner_path}.{name}" if owner_path else name
             if found.form is not None:
                 done.add(id(activation))
-                reason = search.reasons.get(id(activation), "no Linear before it")
+                reason = search.reasons.get((id(owner), name), "no Linear before it")
                 _swap_activation(path, activation, found.form, reason, _place(owner), verify, report)
             elif any(is_linear_like(child) for child in owner.children()):
                 done.add(id(activation))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import swap
 from .forms import Found, classify
 from .plan import NotUnderstood, Plan, is_linear_like, make_plan
-from .prove import copy_of, quiet, random_input
+from .proof import copy_of, quiet, random_input
 from .record import DidNotRun, callables, first_line, record
 
 # The methods that hold the MLP of a module whose forward does more: torch.nn's and Hugging Face's names.
@@ -20,6 +20,8 @@ _METHODS = ("forward", "_ff_block", "ff_chunk", "feed_forward_chunk", "feed_forw
 _MOST_MODULES = 32  # in a block; a larger one is no MLP
 _DEPTH = 3  # of the activation and the Linears below the block
 _NO_ACTIVATIONS = (nn.Dropout, nn.Identity, nn.Flatten, nn.Embedding)
+
+Site = tuple[int, str]  # where a module stands: id of its parent, name
 
 
 @dataclass
@@ -41,8 +43,8 @@ class Block:
         paths = (path for step in self.plan.fused for path in (step.path, step.linear_path))
         return {id(self.module.get_submodule(path)) for path in paths if path}
 
-    def sites(self) -> set[tuple[int, str]]:
-        """Where the activation modules that it replaces stand: (id of the parent, name)."""
+    def sites(self) -> set[Site]:
+        """Where the activation modules that it replaces stand."""
         return {_site(self.module, step.activation) for step in self.plan.fused if step.activation}
 
 
@@ -54,7 +56,7 @@ class Search:
     recompute: bool
     activations: dict[int, Found] = field(default_factory=dict)  # by id of the module
     blocks: list[Block] = field(default_factory=list)
-    reasons: dict[int, str] = field(default_factory=dict)  # by id of the activation module
+    reasons: dict[Site, str] = field(default_factory=dict)  # why the block of an activation module is not fused
     not_understood: list[tuple[str, nn.Module, str]] = field(default_factory=list)  # blocks without such a module
 
     def run(self) -> None:
@@ -86,10 +88,14 @@ class Search:
         if not block and not sites and _mentions_gelu(module):
             self.not_understood.append((path, module, reason))
 
-    def _sites_below(self, module: nn.Module) -> list[int]:
-        """Activation modules below this one that no smaller block has tried."""
-        below = _children(module, _DEPTH)
-        return [id(m) for m in below if id(m) not in self.reasons and self.activations.get(id(m), Found()).form]
+    def _sites_below(self, module: nn.Module) -> list[Site]:
+        """Where GELU modules stand below this one, and no smaller block has been tried."""
+        return [
+            (id(owner), name)
+            for owner in (module, *_children(module, _DEPTH - 1))
+            for name, child in owner._modules.items()
+            if self.activations.get(id(child), Found()).form and (id(owner), name) not in self.reasons
+        ]
 
     def _could_grow(self, module: nn.Module) -> bool:
         """Whether a block right below lacks the second Linear, which this one may have."""
@@ -98,12 +104,12 @@ class Search:
 
     def _understand(self, path: str, module: nn.Module, widths: list[int]) -> tuple[Block | None, str]:
         kind, reason = type(module), ""
+        if any(parameter.is_meta for parameter in module.parameters()):
+            return None, "its parameters have no data (meta device)"
         try:
             copied = copy_of(module)
         except Exception as error:
             return None, f"it cannot be copied ({first_line(error)})"
-        if any(p.is_meta for p in copied.parameters()):
-            return None, "its parameters have no data (meta device)"
         for method in (name for name in _METHODS if hasattr(kind, name)):
             for width in widths:
                 try:
@@ -138,7 +144,7 @@ class Search:
         return sorted(self.blocks, key=lambda block: not any(step.second for step in block.plan.fused))
 
 
-def _site(root: nn.Module, path: str) -> tuple[int, str]:
+def _site(root: nn.Module, path: str) -> Site:
     owner, _, name = path.rpartition(".")
     return id(root.get_submodule(owner)), name
 

@@ -52,6 +52,7 @@ class Plan:
     method: str
     steps: tuple[Step, ...]
     bypassed: tuple[str, ...] = ()  # modules with children whose own call is skipped
+    only_dtype: torch.dtype | None = None  # the forward casts, and at this dtype the casts do nothing
 
     @property
     def fused(self) -> Iterator[Step]:
@@ -96,6 +97,7 @@ class _Line:
             for value in set(event.inputs):
                 self.consumers[value].append(event)
         self.seen = 0
+        self.casts = False
 
     def steps(self) -> Iterator[Step]:
         value = self.recording.source
@@ -117,12 +119,11 @@ class _Line:
         (event,) = events
         self.seen += 1
         if self.is_nothing(event):
+            self.casts |= event.name != "contiguous"
             return None, event.outputs[0]
         form = self.form(event)
         if form:
-            step = Step(
-                "bias_gelu", approximate=form, activation=_activation_path(event), why_not="no Linear before it"
-            )
+            step = Step("bias_gelu", "", "", _activation_path(event), form, why_not="no Linear before it")
             return step, event.outputs[0]
         if event.kind != "module" or not event.simple:
             raise NotUnderstood(f"its forward calls {event.name}, which has no place in a straight line")
@@ -256,7 +257,8 @@ def _is_halves(event: Event, recording: Recording) -> bool:
 
 def make_plan(block: nn.Module, method: str, recording: Recording, recompute: bool) -> Plan:
     """The plan of a recorded block. Raises NotUnderstood with the reason."""
-    steps = list(_Line(block, recording).steps())
+    line = _Line(block, recording)
+    steps = list(line.steps())
     if not any(step.op != "module" for step in steps):
         found = (classify(block.get_submodule(step.path)).other for step in steps)
         other = next((name for name in found if name), None)
@@ -265,7 +267,8 @@ def make_plan(block: nn.Module, method: str, recording: Recording, recompute: bo
         steps = list(_with_second_linear(block, steps))
     used = {path for step in steps for path in (step.path, step.linear_path, step.second, step.activation) if path}
     parents = {path[:i] for path in used for i, letter in enumerate(path) if letter == "."}
-    return Plan(method, tuple(steps), tuple(sorted(parents)))
+    only_dtype = recording.values[recording.source].dtype if line.casts else None
+    return Plan(method, tuple(steps), tuple(sorted(parents)), only_dtype)
 
 
 def _with_second_linear(block: nn.Module, steps: list[Step]) -> Iterator[Step]:

@@ -109,7 +109,7 @@ class _Recorder(TorchFunctionMode):
         """Makes the leaf modules and the kept functions of ``root``, a copy, write events."""
         for _, module, name, function in list(callables(root)):
             if isinstance(function, (types.FunctionType, functools.partial)):
-                setattr(module, name, self._watched(name, function))
+                module.__dict__[name] = self._watched(name, function)  # also where a child has the same name
         self._watch_modules(root, "")
 
     def _watch_modules(self, module: nn.Module, path: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -121,7 +122,10 @@ class Installed:
         if len({linear.weight.dtype for linear in self.linears}) > 1:
             self.linears = []
 
-    def holds(self, block: nn.Module) -> bool:
+    def holds(self, block: nn.Module, x: Tensor) -> bool:
+        only = self.plan.only_dtype
+        if only is not None and (x.dtype != only or torch.is_autocast_enabled(x.device.type)):
+            return False
         # Some forwards cast between Linears of different dtypes (T5 does), which a proof at one dtype has not seen.
         for linear in self.linears[1:]:
             if linear.weight.dtype != self.linears[0].weight.dtype:
@@ -193,7 +197,7 @@ def _class(original: type, method: str) -> type:
         installed = self._gelu_ext
         if installed is not None and len(args) + len(kwargs) == 1:
             x = args[0] if args else kwargs.get(argument)
-            if isinstance(x, Tensor) and not x.is_nested and installed.holds(self):
+            if isinstance(x, Tensor) and not x.is_nested and installed.holds(self, x):
                 return installed.run(x)
         return unpatched(self, *args, **kwargs)
 

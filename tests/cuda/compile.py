@@ -34,8 +34,9 @@ FLAGS = [
 
 def toolkit_of(nvcc: Path) -> Path | None:
     """The toolkit that `nvcc` belongs to, asked of itself, since the one in PATH may be a script that calls another."""
+    command = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
     try:
-        run = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True, timeout=60)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     top = re.search(r"^#\$ TOP=(.+)$", run.stderr, re.MULTILINE)
@@ -43,7 +44,8 @@ def toolkit_of(nvcc: Path) -> Path | None:
 
 
 def find_nvcc() -> Path | None:
-    candidates = [Path(os.environ[name]) / "bin" / "nvcc" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
     if in_path := shutil.which("nvcc"):
         candidates.append(Path(in_path))
     candidates.append(Path("/usr/local/cuda/bin/nvcc"))

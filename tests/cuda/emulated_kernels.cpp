@@ -38,13 +38,14 @@ struct Case {
   unsigned wanted = 0b1111;  // outputs: two matrices, two bias gradients
   bool special = false;      // infinities, NaN and the like among the inputs
   int64_t far_stride = 0;    // elements from row to row, if not 0
+  int only = -1;             // the layout's padding and offset for this allocation only, counted from 0
 
   std::string name() const {
     return std::string(gated ? "gated_act_" : "bias_act_") + (backward ? "backward " : "forward ") +
            Activations::names[form] + " " + dtype_name(dtype) + " [" + std::to_string(rows) + ", " +
            std::to_string(cols) + "] " + layout.name + ", bias kind " + std::to_string(static_cast<int>(bias)) + ", " +
            std::to_string(multiprocessors) + " multiprocessors, wanted " + std::to_string(wanted) +
-           (special ? ", special values" : "");
+           (special ? ", special values" : "") + (only >= 0 ? ", only allocation " + std::to_string(only) : "");
   }
 };
 
@@ -99,26 +100,28 @@ class Problem {
   // --- The matrices. ---
 
   View make_input(bool repeated) {
-    if (!repeated) return new_matrix(c_.cols);
-    View row = matrix(c_.dtype, 1, c_.cols, c_.cols, c_.layout.offset);
+    if (!repeated) return new_matrix(c_.dtype, c_.rows, c_.cols);
+    View row = new_matrix(c_.dtype, 1, c_.cols);
     row.rows = c_.rows;
     row.row_stride = 0;
     return row;
   }
-  View new_matrix(int64_t cols) const {
-    const int64_t stride = c_.far_stride != 0 ? c_.far_stride : cols + c_.layout.padding;
-    return matrix(c_.dtype, c_.rows, cols, stride, c_.layout.offset);
+  View new_matrix(DType dtype, int64_t rows, int64_t cols) {
+    const bool regular = c_.only >= 0 && c_.only != allocations_;
+    ++allocations_;
+    const int64_t stride = c_.far_stride != 0 ? c_.far_stride : cols + (regular ? 0 : c_.layout.padding);
+    return matrix(dtype, rows, cols, stride, regular ? 0 : c_.layout.offset);
   }
 
   // Two matrices, or two halves of one; `second` null for a problem that is not gated.
   void make_pair(View& first, View& second, bool gated, bool is_input) {
     if (gated && c_.layout.packed) {
-      first = second = new_matrix(2 * c_.cols);
+      first = second = new_matrix(c_.dtype, c_.rows, 2 * c_.cols);
       first.cols = second.cols = c_.cols;
       (c_.form % 2 == 0 ? first : second).first = c_.cols;
     } else {
-      first = is_input ? make_input(c_.layout.repeated && !c_.backward) : new_matrix(c_.cols);
-      if (gated) second = new_matrix(c_.cols);
+      first = is_input ? make_input(c_.layout.repeated && !c_.backward) : new_matrix(c_.dtype, c_.rows, c_.cols);
+      if (gated) second = new_matrix(c_.dtype, c_.rows, c_.cols);
     }
     if (!is_input) return;
     inputs_.push_back(first);
@@ -131,7 +134,7 @@ class Problem {
                         (half == 1 && c_.bias == BiasKind::first_only);
     if (absent) return;
     const DType dtype = c_.bias == BiasKind::float32 ? DType::float32 : c_.dtype;
-    bias_[half] = matrix(dtype, 1, c_.cols, c_.cols, c_.layout.offset);
+    bias_[half] = new_matrix(dtype, 1, c_.cols);
     inputs_.push_back(bias_[half]);
     for (int64_t col = 0; col < c_.cols; ++col) bias_[half].set(0, col, normal_(random_));
   }
@@ -139,7 +142,7 @@ class Problem {
   void make_outputs() {
     make_pair(outputs_[0], outputs_[1], c_.gated && c_.backward, false);
     for (int half = 0; half < 2 && c_.backward; ++half) {
-      if (bias_[half]) outputs_[2 + half] = matrix(bias_[half].dtype, 1, c_.cols, c_.cols, c_.layout.offset);
+      if (bias_[half]) outputs_[2 + half] = new_matrix(bias_[half].dtype, 1, c_.cols);
     }
     for (int i = 0; i < 4; ++i) {
       if ((c_.wanted >> i & 1) == 0) outputs_[i] = View();
@@ -281,6 +284,7 @@ class Problem {
   View grad_out_, activated_, linear_, bias_[2];
   View outputs_[4];  // out, or two gradients; two bias gradients
   std::vector<View> inputs_;
+  int allocations_ = 0;
 };
 
 constexpr Layout kLayouts[] = {
@@ -312,6 +316,18 @@ void run_shapes(const Case& base, const std::vector<Shape>& shapes, int layouts,
   }
 }
 
+// One matrix or bias that 16-byte words do not fit, among others that they do.
+void run_misfits(Case c, const std::vector<std::string>& orders) {
+  c.rows = 5;
+  c.cols = 64;
+  for (c.only = 0; c.only < 9; ++c.only) {
+    for (const int layout : {2, 3}) {
+      c.layout = kLayouts[layout];
+      Problem(c).run(orders);
+    }
+  }
+}
+
 // Every choice of outputs.
 void run_subsets(Case c, const std::vector<std::string>& orders) {
   c.rows = 41;
@@ -329,6 +345,7 @@ void run_subsets(Case c, const std::vector<std::string>& orders) {
 
 void run_operation(const Case& base, bool large, const std::vector<std::string>& orders) {
   run_shapes(base, {std::begin(kSmall), std::end(kSmall)}, std::size(kLayouts), orders);
+  run_misfits(base, orders);
   if (base.backward) {
     run_subsets(base, orders);
   } else {
@@ -342,11 +359,12 @@ void run_operation(const Case& base, bool large, const std::vector<std::string>&
   }
   if (!large) return;
   run_shapes(base, {std::begin(kLarge), std::end(kLarge)}, 1, orders);
-  Case far = base;  // rows further apart than 32 bits count
-  far.rows = 3;
+  Case far = base;  // a thread's rows lie further apart than 32 bits count
+  far.rows = 300;
+  far.multiprocessors = 1;
   far.cols = 16;
   far.layout = kLayouts[0];
-  far.far_stride = (int64_t{1} << 31) + 8;
+  far.far_stride = (int64_t{1} << 25) + 8;
   Problem(far).run(orders);
 }
 
@@ -363,7 +381,6 @@ int main(int count, char** arguments) {
     for (int form = 0; form < Activations::size; ++form) {
       for (const int operation : {0, 1, 2, 3}) {
         Case c = {};
-        c.wanted = 0b1111;
         c.gated = operation & 1;
         c.backward = operation >> 1;
         c.dtype = dtype;

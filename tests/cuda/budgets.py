@@ -1,0 +1,258 @@
+"""Proves from machine code, without a GPU, that the CUDA kernels keep within their instruction budgets.
+
+    python tests/cuda/budgets.py [--check]
+
+Compiles csrc/cuda/ for sm_80, sm_90 and sm_100, disassembles it and counts, in the main loop of every kernel that loads
+16 bytes at a time: instructions and special-function operations (MUFU) per element, 128-bit loads and stores, and how
+many loads are issued before the first is used. Fails if a kernel exceeds its limit in budgets.json, uses local memory,
+calls a function, has a double-precision instruction without being for float64, loads fewer than 32 KB at a time on a
+multiprocessor, or has an opcode that this script does not know. Writes bench/results/cuda_budgets.md; with --check it
+compares with that file instead. Shares of bandwidth are predictions of a simple model: no GPU ran.
+
+Needs nvcc (see compile.py) and nvdisasm: in the folder NVDISASM names, in PATH, in the toolkit or in an installed
+triton package. Exits with 2 if either is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from compile import SOURCES, compile_one, default_jobs, nvcc_or_exit, without_reports
+from machine_code import find_nvdisasm, functions_of, loads_together, main_loop, opcode_of, pipe_of
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMITS = json.loads(Path(__file__).with_name("budgets.json").read_text())
+TABLE = ROOT / "bench" / "results" / "cuda_budgets.md"
+ARCHITECTURES = (80, 90, 100)
+FORMS = {"GeluErf": "none", "GeluTanh": "tanh", "GeluSigmoid": "sigmoid"}
+DTYPES = ("float64", "float32", "float16", "bfloat16")  # in the order of enum DType
+WANTED = {None: "", "0": "", "1": " + dbias", "2": " (some)"}
+INPUTS = {"bias_act_forward": 1, "bias_act_backward": 2, "gated_act_forward": 2, "gated_act_backward": 3}
+OUTPUTS = {"bias_act_forward": 1, "bias_act_backward": 1, "gated_act_forward": 1, "gated_act_backward": 2}
+THREADS, VECTOR_BYTES, LEAST_IN_FLIGHT = 256, 16, 32 << 10
+
+FORBIDDEN = {"CALL", "FRND", "LDL", "STL", "LD", "ST", "ATOM", "ATOMG", "RED"}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the model knows of a GPU: bytes/s of a device copy, and FFMA lanes of a multiprocessor among the rest."""
+
+    name: str
+    architecture: int
+    bandwidth: float
+    multiprocessors: int
+    clock: float
+    fma_lanes: int
+
+
+# The H200's copy bandwidth was measured; the others are taken to reach the same share (90 %) of their data sheets.
+GPUS = (
+    Gpu("A100", 80, 1.83e12, 108, 1.41e9, 64),
+    Gpu("H100", 90, 3.0e12, 132, 1.98e9, 128),
+    Gpu("H200", 90, 4.3e12, 132, 1.98e9, 128),
+)
+LATENCY = 0.8e-6  # seconds from a load to its data in a busy memory
+
+
+@dataclass
+class Kernel:
+    op: str
+    form: str
+    dtype: str
+    wanted: str
+    architecture: int
+    elements: int  # of the main loop, per thread
+    counts: collections.Counter  # instructions of the main loop by pipe
+    registers: int
+    together: int  # loads issued before the first is used
+    loads: int
+    faults: list[str]
+
+    @property
+    def slots(self) -> float:
+        return sum(self.counts.values()) / self.elements
+
+    @property
+    def mufu(self) -> float:
+        return self.counts["mufu"] / self.elements
+
+    @property
+    def in_flight(self) -> int:
+        blocks = min(65536 // (-(-self.registers // 8) * 8 * THREADS), 2048 // THREADS)
+        return blocks * THREADS * VECTOR_BYTES * self.together
+
+    def predicted(self, gpu: Gpu) -> float:
+        """Share of a copy's bandwidth that the pipes, and the bytes in flight against the latency, allow."""
+        size = {"float64": 8, "float32": 4}.get(self.dtype, 2)
+        moved = (INPUTS[self.op] + OUTPUTS[self.op]) * size * self.elements  # bytes, per thread and loop
+        per_lane = {
+            pipe: self.counts[pipe] / lanes
+            for pipe, lanes in (("fma", gpu.fma_lanes), ("heavy", 64), ("alu", 64), ("mufu", 16), ("double", 64))
+        }
+        if gpu.fma_lanes == 64:
+            per_lane["fma"] += per_lane["heavy"]
+        cycles = max(sum(self.counts.values()) / 128, *per_lane.values())
+        compute = moved / (cycles / (gpu.multiprocessors * gpu.clock))
+        reads = INPUTS[self.op] / (INPUTS[self.op] + OUTPUTS[self.op])
+        latency = self.in_flight * gpu.multiprocessors / LATENCY / reads
+        return min(1.0, compute / gpu.bandwidth, latency / gpu.bandwidth)
+
+
+def faults_of(lines: list[tuple[int | str, str]], loop: list[str], op: str, dtype: str, loads: int) -> list[str]:
+    code = {text for where, text in lines if not isinstance(where, str)}
+    opcodes = {opcode_of(text).split(".")[0] for text in code}
+    # Without a RET, what sm_80 calls CALL.REL.NOINC is the jump by which a warp's last thread leaves a loop.
+    forbidden = FORBIDDEN - ({"CALL"} if dtype == "float64" or "RET" not in opcodes else set())
+    faults = [f"has {opcode}" for opcode in sorted(opcodes & forbidden)]
+    if any(opcode_of(text).startswith("MUFU.TANH") for text in code):
+        faults.append("has MUFU.TANH")
+    if dtype != "float64" and any(pipe_of(text) == "double" for text in code):
+        faults.append("has double-precision instructions")
+    if unknown := sorted({opcode_of(text) for text in loop if pipe_of(text) is None}):
+        faults.append(f"has opcodes of unknown pipes: {', '.join(unknown)}")
+    stores = sum(opcode_of(text).startswith("STG") for text in loop)
+    wide = sum(".128" in opcode_of(text) for text in loop if opcode_of(text)[:3] in ("LDG", "STG"))
+    if loads % INPUTS[op] or stores * INPUTS[op] != loads * OUTPUTS[op] or wide != loads + stores:
+        faults.append(f"loop has {loads} loads and {stores} stores, {wide} of them of 128 bits")
+    return faults
+
+
+KERNEL = re.compile(
+    r"(?P<op>(?:bias|gated)_act_(?:forward|backward))_kernelINS_\d+(?P<form>\w+?)ENS0_\d+VectorColumns"
+    r"ILNS_5DTypeE(?P<dtype>\d)EEE(?:LNS0_6WantedE(?P<wanted>\d))?"
+)
+
+
+def kernels_of(source: Path, architecture: int, folder: Path, nvcc: Path, nvdisasm: Path) -> list[Kernel]:
+    cubin = folder / f"{source.stem}.{architecture}.cubin"
+    passed, _, log = compile_one(nvcc, source, architecture, cubin, "-cubin")
+    if not passed:
+        raise RuntimeError(f"{source.name} does not compile for sm_{architecture}:\n{without_reports(log)}")
+    registers = dict(re.findall(r"Compiling entry function '(\S+)' for.*?Used (\d+) registers", log, re.DOTALL))
+    kernels = []
+    for name, lines in functions_of(nvdisasm, cubin).items():
+        if not (match := KERNEL.search(name)):
+            continue
+        op, dtype, loop = match["op"], DTYPES[int(match["dtype"])], main_loop(lines)
+        loads = sum(opcode_of(text).startswith("LDG") for text in loop)
+        size = {"float64": 8, "float32": 4}.get(dtype, 2)
+        kernels.append(
+            Kernel(
+                op=op,
+                form=FORMS.get(match["form"], match["form"]),
+                dtype=dtype,
+                wanted=WANTED[match["wanted"]],
+                architecture=architecture,
+                elements=VECTOR_BYTES // size * max(1, loads // INPUTS[op]),
+                counts=collections.Counter(pipe_of(text) or "unknown" for text in loop),
+                registers=int(registers[name]),
+                together=loads_together(loop),
+                loads=loads,
+                faults=faults_of(lines, loop, op, dtype, loads),
+            )
+        )
+    return kernels
+
+
+def check(kernel: Kernel) -> None:
+    """Adds what breaks a limit to the kernel's faults."""
+    bits = "32" if kernel.dtype == "float32" else "16"
+    if kernel.dtype == "float64":
+        return
+    limit = LIMITS[kernel.op].get(kernel.form, {}).get(bits)
+    if limit is None:
+        kernel.faults.append("has no limit in budgets.json")
+        return
+    if kernel.slots > limit["slots"]:
+        kernel.faults.append(f"takes {kernel.slots:.2f} instructions an element, more than {limit['slots']}")
+    if kernel.mufu > limit["mufu"]:
+        kernel.faults.append(f"takes {kernel.mufu:.2f} MUFU an element, more than {limit['mufu']}")
+    if kernel.in_flight < LEAST_IN_FLIGHT:
+        kernel.faults.append(f"has {kernel.in_flight >> 10} KB in flight, less than {LEAST_IN_FLIGHT >> 10}")
+
+
+def table_of(kernels: list[Kernel], version: str) -> str:
+    lines = [
+        "# Instruction budgets of the CUDA kernels",
+        "",
+        "Written by tests/cuda/budgets.py from machine code; no GPU ran. Slots: instructions of the main loop per",
+        "element (GeGLU: per output element). Together: loads issued before the first is used, of those in the loop.",
+        "In flight: KB that a multiprocessor loads at once. Shares of a device copy's bandwidth are **predicted** by a",
+        f"model of pipes and latency. nvcc {version}.",
+        "",
+        "| kernel | form | dtype | sm | slots | limit | MUFU | registers | together | in flight | "
+        + " | ".join(f"{gpu.name} (predicted)" for gpu in GPUS)
+        + " |",
+        "|---|---|---|---|---|---|---|---|---|---|" + "---|" * len(GPUS),
+    ]
+    for kernel in kernels:
+        bits = {"float64": "64", "float32": "32"}.get(kernel.dtype, "16")
+        limit = LIMITS[kernel.op].get(kernel.form, {}).get(bits, {}).get("slots", "")
+        shares = [f"{kernel.predicted(gpu):.0%}" if gpu.architecture == kernel.architecture else "" for gpu in GPUS]
+        cells = [
+            kernel.op + kernel.wanted,
+            kernel.form,
+            kernel.dtype,
+            kernel.architecture,
+            f"{kernel.slots:.2f}",
+            limit,
+            f"{kernel.mufu:g}",
+            kernel.registers,
+            f"{kernel.together}/{kernel.loads}",
+            kernel.in_flight >> 10,
+            *shares,
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    parser.add_argument("--jobs", type=int, default=default_jobs())
+    arguments = parser.parse_args()
+    nvcc = nvcc_or_exit()
+    if not (nvdisasm := find_nvdisasm(nvcc)):
+        print("no nvdisasm found: pip install triton, or set NVDISASM to the folder that has it")
+        return 2
+    version = re.search(r"V([\d.]+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)[1]
+    sources = [source for source in SOURCES if "_act_" in source.name]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
+        jobs = [
+            pool.submit(kernels_of, source, architecture, Path(folder), nvcc, nvdisasm)
+            for architecture in ARCHITECTURES
+            for source in sources
+        ]
+        kernels = [kernel for job in jobs for kernel in job.result()]
+    kernels.sort(key=lambda k: (list(INPUTS).index(k.op), DTYPES.index(k.dtype), k.form, k.wanted, k.architecture))
+    for kernel in kernels:
+        check(kernel)
+    faults = [
+        f"{kernel.op}{kernel.wanted} {kernel.form} {kernel.dtype} sm_{kernel.architecture}: {fault}"
+        for kernel in kernels
+        for fault in kernel.faults
+    ]
+    if not kernels:
+        faults.append("no kernel was found in the machine code: have their names changed?")
+    table = table_of(kernels, version)
+    if not arguments.check:
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        TABLE.write_text(table)
+    elif not TABLE.exists() or (f"nvcc {version}." in TABLE.read_text() and TABLE.read_text() != table):
+        faults.append(f"{TABLE.relative_to(ROOT)} is out of date: run tests/cuda/budgets.py")
+    print(*faults, f"{len(kernels)} kernels, {len(faults)} faults", sep="\n")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

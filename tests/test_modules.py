@@ -1,0 +1,133 @@
+"""BiasGELU and GEGLU are the functions with a parameter."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from reference import FORM_NAMES, HALVES, randn, same_bits
+from torch import nn
+
+import gelu_ext
+from gelu_ext import GEGLU, BiasGELU
+
+MODULES = [BiasGELU, GEGLU]
+every_module = pytest.mark.parametrize("module", MODULES)
+
+
+@every_module
+def test_the_bias_is_the_only_parameter_and_starts_at_zero(module):
+    layer = module(12)
+    ((name, bias),) = layer.named_parameters()
+    assert name == "bias" and isinstance(bias, nn.Parameter) and bias.requires_grad
+    assert bias.dtype == torch.float32 and same_bits(bias, torch.zeros(12))
+    assert list(layer.state_dict()) == ["bias"] and not list(layer.buffers())
+
+
+@every_module
+def test_without_features_there_is_no_bias(module):
+    layer = module()
+    assert layer.bias is None and not list(layer.parameters()) and not layer.state_dict()
+    x = randn((3, 8), torch.float32)
+    function = gelu_ext.bias_gelu if module is BiasGELU else gelu_ext.geglu
+    assert same_bits(layer(x), function(x))
+
+
+@pytest.mark.parametrize("form", FORM_NAMES)
+def test_bias_gelu_module_is_the_function(form, device):
+    layer = BiasGELU(9, approximate=form).to(device)
+    layer.bias.data = randn((9,), torch.float32, device, seed=1)
+    x, grad_out = randn((2, 4, 9), torch.float32, device), randn((2, 4, 9), torch.float32, device, seed=2)
+    out = layer(x)
+    assert same_bits(out, gelu_ext.bias_gelu(x, layer.bias, approximate=form))
+    out.backward(grad_out)
+    bias = layer.bias.detach().clone().requires_grad_()
+    gelu_ext.bias_gelu(x, bias, approximate=form).backward(grad_out)
+    assert same_bits(layer.bias.grad, bias.grad)
+
+
+@pytest.mark.parametrize("activated", ["first", "second"])
+@pytest.mark.parametrize("form", FORM_NAMES)
+def test_geglu_module_is_the_function(form, activated, device):
+    layer = GEGLU(10, approximate=form, activated=activated).to(device)
+    layer.bias.data = randn((10,), torch.float32, device, seed=1)
+    x, grad_out = randn((2, 4, 10), torch.float32, device), randn((2, 4, 5), torch.float32, device, seed=2)
+    out = layer(x)
+    assert same_bits(out, gelu_ext.geglu(x, layer.bias, approximate=form, activated=activated))
+    out.backward(grad_out)
+    bias = layer.bias.detach().clone().requires_grad_()
+    gelu_ext.geglu(x, bias, approximate=form, activated=activated).backward(grad_out)
+    assert same_bits(layer.bias.grad, bias.grad)
+
+
+def test_the_defaults_are_those_of_the_functions():
+    assert BiasGELU(4).approximate == "none"
+    assert (GEGLU(4).approximate, GEGLU(4).activated) == ("none", "second")
+
+
+def test_options_are_keyword_only():
+    for module in MODULES:
+        with pytest.raises(TypeError, match="positional argument"):
+            module(8, "tanh")
+
+
+def test_repr_says_what_it_was_made_with():
+    assert repr(BiasGELU(8)) == "BiasGELU(features=8, approximate='none')"
+    assert repr(BiasGELU(approximate="tanh")) == "BiasGELU(features=None, approximate='tanh')"
+    expected = "GEGLU(features=16, approximate='sigmoid', activated='first')"
+    assert repr(GEGLU(16, approximate="sigmoid", activated="first")) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *HALVES], ids=str)
+@every_module
+def test_device_and_dtype_of_the_bias(module, dtype, device):
+    layer = module(6, device=device, dtype=dtype)
+    assert layer.bias.dtype == dtype and layer.bias.device.type == device
+    x = randn((3, 6), dtype, device)
+    assert layer(x).dtype == dtype
+    assert module(6, device="meta").bias.is_meta
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@every_module
+def test_a_float32_bias_serves_a_16_bit_input(module, dtype, device):
+    layer = module(6, device=device)
+    x = randn((3, 6), dtype, device)
+    out = layer(x)
+    out.backward(randn(out.shape, dtype, device, seed=2))
+    assert out.dtype == dtype and layer.bias.grad.dtype == torch.float32
+
+
+@every_module
+def test_state_dict_goes_to_another_and_copies_are_apart(module):
+    first, second = module(6), module(6)
+    first.bias.data = randn((6,), torch.float32, seed=1)
+    second.load_state_dict(first.state_dict())
+    assert same_bits(first.bias, second.bias)
+    copied = copy.deepcopy(first)
+    copied.bias.data.zero_()
+    assert same_bits(first.bias, second.bias) and copied.extra_repr() == first.extra_repr()
+
+
+@every_module
+def test_a_bad_option_is_refused_at_the_call_in_the_functions_words(module):
+    op = "bias_gelu" if module is BiasGELU else "geglu"
+    with pytest.raises(ValueError, match=f"^{op}: expected approximate to be one of .*, got 'Tanh'$"):
+        module(8, approximate="Tanh")(randn((2, 8), torch.float32))
+    with pytest.raises(ValueError, match=rf"^{op}: expected bias of shape \[10\], got \[8\]$"):
+        module(8)(randn((2, 10), torch.float32))
+
+
+def test_a_linear_layer_without_bias_and_the_module_make_one_with_bias(device):
+    linear = nn.Linear(7, 12, device=device)
+    linear.bias.data = randn((12,), torch.float32, device, seed=1)
+    bare = nn.Linear(7, 12, bias=False, device=device)
+    bare.weight = linear.weight
+    x = randn((5, 7), torch.float32, device)
+    for form, activated in itertools.product(FORM_NAMES, ("first", "second")):
+        layer = GEGLU(12, approximate=form, activated=activated).to(device)
+        layer.bias = linear.bias
+        expected = gelu_ext.geglu(linear(x), approximate=form, activated=activated)
+        torch.testing.assert_close(nn.Sequential(bare, layer)(x), expected, rtol=1e-5, atol=1e-5)

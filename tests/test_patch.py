@@ -1,0 +1,642 @@
+"""patch() on hand-written and torch.nn blocks: what it fuses, what it must refuse, and that nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gelu_ext import _native
+from gelu_ext.patch import find, form_of, patch, patched, proof, swap, unpatch
+
+C, H = 8, 16
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often each native forward was called."""
+    counted = Counter()
+    for op in ("bias_gelu", "geglu", "gelu_mul"):
+        for name in (op, f"{op}_forward"):
+            original = getattr(_native, name)
+
+            def call(*args, op=op, original=original):
+                out = original(*args)
+                counted[op] += out is not None
+                return out
+
+            monkeypatch.setattr(_native, name, call)
+    return counted
+
+
+class Plain(nn.Module):
+    """The activation as a function, in a forward of one line."""
+
+    def __init__(self, act=F.gelu):
+        super().__init__()
+        self.fc, self.proj = nn.Linear(C, H), nn.Linear(H, C)
+        self.act = act
+
+    def forward(self, x):
+        return self.proj(self.act(self.fc(x)))
+
+
+class Functional(Plain):
+    def forward(self, x):
+        return self.proj(F.gelu(self.fc(x), approximate="tanh"))
+
+
+class Packed(nn.Module):
+    def __init__(self, first, split="chunk", dropout=0.0):
+        super().__init__()
+        self.wi, self.wo = nn.Linear(C, 2 * H), nn.Linear(H, C)
+        self.act, self.drop = nn.GELU(), nn.Dropout(dropout)
+        self.first, self.split = first, split
+
+    def forward(self, x):
+        h = self.wi(x)
+        if self.split == "chunk":
+            a, b = h.chunk(2, dim=-1)
+        elif self.split == "split":
+            a, b = torch.split(h, H, dim=-1)
+        else:
+            a, b = h[..., :H], h[..., H:]
+        return self.wo(self.drop(self.act(a) * b if self.first else a * self.act(b)))
+
+
+class Two(nn.Module):
+    def __init__(self, act=None, bias=False):
+        super().__init__()
+        self.gate, self.up, self.down = (nn.Linear(*s, bias=bias) for s in ((C, H), (C, H), (H, C)))
+        self.act = act or nn.GELU("tanh")
+
+    def forward(self, x):
+        return self.down(self.up(x) * self.act(self.gate(x)))
+
+
+class Quick(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+def sequential(act=None, dropout=0.0):
+    return nn.Sequential(nn.Linear(C, H), act or nn.GELU(), nn.Dropout(dropout), nn.Linear(H, C))
+
+
+def state(model):
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def step(model, *args):
+    """Output and gradients, with the same random numbers each time."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    args = args or (torch.randn(2, 5, C, generator=torch.Generator().manual_seed(2)).to(next(model.parameters())),)
+    out = model(*args)
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out))
+    return {"out": out.detach(), **{name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}}
+
+
+def assert_same_step(found, wanted, tolerance=2e-6):
+    assert found.keys() == wanted.keys()
+    largest = max(t.abs().max() for t in wanted.values())
+    for name, t in wanted.items():  # some gradients are zero but for rounding
+        assert (found[name] - t).abs().max() <= tolerance * max(t.abs().max(), 0.01 * largest), name
+
+
+BLOCKS = {
+    "sequential": (sequential, "bias_gelu", "exact (erf)"),
+    "function": (Functional, "bias_gelu", "tanh"),
+    "function in an attribute": (Plain, "bias_gelu", "exact (erf)"),
+    "quick": (lambda: Plain(Quick()), "bias_gelu", "quick (sigmoid)"),
+    "dropout": (lambda: sequential(nn.GELU("tanh"), 0.3), "bias_gelu", "tanh"),
+    "packed first": (lambda: Packed(True), "geglu", "exact (erf), first half"),
+    "packed second": (lambda: Packed(False), "geglu", "exact (erf), second half"),
+    "packed by split": (lambda: Packed(True, "split", 0.2), "geglu", "exact (erf), first half"),
+    "packed by slices": (lambda: Packed(False, "slice"), "geglu", "exact (erf), second half"),
+    "two": (Two, "gelu_mul", "tanh"),
+    "two with bias": (lambda: Two(Quick(), True), "gelu_mul", "quick (sigmoid)"),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_fuses(name, recompute, calls):
+    make, op, form = BLOCKS[name]
+    model = nn.ModuleDict({"block": make()})
+    block = model["block"]
+    wanted, before = step(block), state(model)
+    report = patch(model, recompute=recompute)
+    assert not report.left_alone and len(report.fused) == 1, report
+    (row,) = report.fused
+    assert row.op == ({"bias_gelu": "mlp", "geglu": "geglu_mlp"}.get(op, "gelu_mul_mlp") if recompute else op)
+    assert row.form == form and row.block == "block"
+    assert row.bias == {"two": "none", "two with bias": "kept"}.get(name, "fused")
+    calls.clear()
+    assert_same_step(step(block), wanted)
+    assert calls[op]
+    after = state(model)
+    assert [*after] == [*before] and all(torch.equal(after[k], before[k]) for k in after)
+    unpatch(model)
+    found = step(block)
+    assert all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_proves_in_the_dtype_of_the_block(dtype, calls):
+    model = nn.Sequential(sequential(), Packed(True), Two()).to(dtype)
+    wanted = step(model)
+    report = patch(model)
+    assert len(report.fused) == 3, report
+    assert_same_step(step(model), wanted, 0.1 if dtype != torch.float64 else 1e-12)
+
+
+def test_bytes_in_the_report():
+    """In bfloat16 per token: the input and the hidden elements at 4 and 2, or 8, 6 and 4 bytes."""
+    for make, keep, recompute in ((sequential, 4, 2), (lambda: Packed(True), 6, 4), (Two, 6, 4)):
+        for flag, after in ((False, keep), (True, recompute)):
+            (row,) = patch(make().bfloat16(), recompute=flag).fused
+            eager = 4 if make is sequential else 8
+            assert (row.bytes_before, row.bytes_after) == (2 * C + eager * H, 2 * C + after * H)
+
+
+# ------------------------------------------------------------------------------------------------------ torch.nn layers
+
+
+@pytest.mark.parametrize("activation", ["gelu", F.gelu, nn.GELU("tanh")], ids=["name", "function", "module"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_transformer_layers(activation, training, calls):
+    options = {"dim_feedforward": H, "batch_first": True, "activation": activation}
+    model = nn.Transformer(C, 2, 2, 1, **options).train(training)
+    x = torch.randn(2, 4, C), torch.randn(2, 3, C)
+    wanted = step(model, *x)
+    report = patch(model)
+    # nn.TransformerDecoder copies its layer, and a copied decoder layer computes ReLU in place of an activation module.
+    layers = 2 if isinstance(activation, nn.Module) else 3
+    fused = [row for row in report.fused if row.block.endswith("._ff_block")]
+    assert len(fused) == layers and all(row.bias == "fused" for row in fused), report
+    calls.clear()
+    assert_same_step(step(model, *x), wanted, 1e-5)
+    assert calls["bias_gelu"] == layers
+
+
+def test_fast_path_of_torch_stays(calls):
+    layer = nn.TransformerEncoderLayer(C, 2, H, activation="gelu", batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    x, mask = torch.randn(2, 4, C), torch.tensor([[False] * 4, [False, False, True, True]])
+    with torch.no_grad():
+        wanted = model(x, src_key_padding_mask=mask)
+        patch(model)
+        assert torch.equal(model(x, src_key_padding_mask=mask), wanted)
+
+
+def test_activation_replaced_after_patching_is_obeyed():
+    layer = nn.TransformerEncoderLayer(C, 2, H, activation=F.gelu, batch_first=True, dropout=0.0)
+    other = copy.deepcopy(layer)
+    patch(layer)
+    layer.activation = other.activation = F.relu
+    x = torch.randn(2, 4, C)
+    assert torch.equal(layer(x), other(x))
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def only_reason(report):
+    assert not report.fused and len(report.left_alone) == 1, report
+    return report.left_alone[0].reason
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.SiLU(), nn.Mish()], ids=repr)
+def test_other_activations_stay(act):
+    model = nn.Sequential(sequential(act), Two(act))
+    before = {module: type(module) for module in model.modules()}
+    report = patch(model)
+    assert not report and f"computes {type(act).__name__}, not GELU" in str(report)
+    assert before == {module: type(module) for module in model.modules()}
+
+
+class GELUActivation(nn.Module):
+    def forward(self, x):
+        return F.silu(x)
+
+
+def test_silu_by_the_name_of_gelu():
+    model = nn.Sequential()
+    model.gelu = Plain(GELUActivation())
+    assert only_reason(patch(model)) == "computes SiLU, not GELU"
+
+
+class ClippedGelu(nn.Module):
+    def forward(self, x):
+        return F.gelu(x).clamp(-10, 10)
+
+
+class Lying(nn.Module):
+    """GELU, but not for tensors of any width."""
+
+    def forward(self, x):
+        return F.gelu(x) * (1.001 if x.shape[-1] in (H, 64) else 1)
+
+
+def test_almost_gelu():
+    assert form_of(ClippedGelu()) is None
+    assert "GELU clipped" in only_reason(patch(Plain(ClippedGelu())))
+
+
+def test_a_module_that_lies_to_the_probe_is_caught_by_the_proof():
+    model = Plain(Lying())
+    wanted = step(model)
+    report = patch(model)
+    assert "is allowed" in only_reason(report)
+    assert_same_step(step(model), wanted)
+
+
+def test_a_wrong_half_is_never_swapped_in(monkeypatch):
+    real = find.make_plan
+
+    def wrong(*args):
+        plan = real(*args)
+        glu, *rest = plan.steps
+        other = {"first": "second", "second": "first"}[glu.activated]
+        return replace(plan, steps=(replace(glu, activated=other), *rest))
+
+    monkeypatch.setattr(find, "make_plan", wrong)
+    for first in (True, False):
+        model = Packed(first)
+        wanted = step(model)
+        report = patch(model)
+        (row,) = report.fused  # the activation alone
+        assert row.block == "act" and row.bias == "kept" and "is off by" in row.note
+        assert type(model) is Packed
+        assert_same_step(step(model), wanted)
+
+
+def test_a_lost_bias_is_never_swapped_in(monkeypatch):
+    """Models are born with zero biases: the proof must not run on those."""
+    model = sequential()
+    nn.init.zeros_(model[0].bias)
+    monkeypatch.setattr(swap, "bias_gelu", lambda x, bias, approximate: F.gelu(x))
+    report = patch(model)
+    assert "gradient of 0.bias exists only in one" in report.fused[0].note and type(model) is nn.Sequential
+
+
+class BothHalves(Packed):
+    def forward(self, x):
+        a, b = self.wi(x).chunk(2, dim=-1)
+        return self.wo(self.act(a) * self.act(b))
+
+
+class Residual(Plain):
+    def forward(self, x):
+        h = self.fc(x)
+        return self.proj(self.act(h) + h)
+
+
+class Peeking(Plain):
+    def forward(self, x):
+        h = self.fc(x)
+        self.largest = h.detach().abs().max().item()
+        return self.proj(self.act(h))
+
+
+class InTraining(Plain):
+    def forward(self, x):
+        h = self.act(self.fc(x))
+        return self.proj(2 * h if self.training else h)
+
+
+class InPlace(Plain):
+    def forward(self, x):
+        return self.proj(self.act(self.fc(x)).mul_(2))
+
+
+@pytest.mark.parametrize("kind", [BothHalves, Residual, Peeking, InTraining, InPlace])
+def test_unknown_forward_gets_the_activation_alone(kind, calls):
+    model = kind(True) if kind is BothHalves else kind(nn.GELU())
+    wanted = step(model)
+    report = patch(model)
+    (row,) = report.fused
+    assert row.block == "act" and row.bias == "kept" and row.note.startswith("its forward"), report
+    assert_same_step(step(model), wanted)
+    assert calls["bias_gelu"]
+
+
+def test_unknown_forward_without_a_module_is_left_alone():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(C, H)
+
+        def forward(self, x):
+            return F.gelu(self.fc(x)).cumsum(-1)
+
+    assert "calls cumsum" in only_reason(patch(Odd()))
+
+
+def test_a_hook_between_linear_and_activation():
+    """It sees what it saw before; the bias stays in the Linear, and the reason is printed."""
+    model = sequential()
+    seen = []
+    model[0].register_forward_hook(lambda module, args, out: seen.append(out.detach()))
+    wanted = step(model)
+    report = patch(model)
+    assert len(seen) == 1, "the proof must not run the hooks of the model"
+    assert report.fused[0].bias == "kept" and "0 has a hook" in str(report)
+    assert_same_step(step(model), wanted)
+    assert torch.equal(*seen)
+
+
+def test_a_hook_on_the_activation():
+    model = sequential()
+    seen = []
+    model[1].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    wanted = step(model)
+    report = patch(model)
+    assert "1 has a hook" in str(report) and report.fused[0].block == "1"
+    assert_same_step(step(model), wanted)
+    assert torch.equal(*seen)
+
+
+def test_a_hook_added_after_patching_sees_the_original(calls):
+    model = sequential()
+    patch(model)
+    seen = []
+    handle = model[0].register_forward_hook(lambda module, args, out: seen.append(out))
+    x = torch.randn(3, C)
+    calls.clear()
+    model(x)
+    assert torch.equal(seen[0], F.linear(x, model[0].weight, model[0].bias)) and not calls
+    handle.remove()
+    model(x)
+    assert calls["bias_gelu"] == 1
+
+
+class LoraLinear(nn.Module):
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features = base_layer.in_features
+        self.down, self.up = nn.Linear(C, 2, bias=False), nn.Linear(2, H, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.up(self.down(x))
+
+
+def test_a_lora_linear():
+    model = sequential()
+    model[0] = LoraLinear(model[0])
+    wanted = step(model)
+    report = patch(model, recompute=True)
+    assert report.fused[0].bias == "kept" and report.fused[0].op == "bias_gelu"
+    assert "0 is a LoraLinear, not a plain nn.Linear" in str(report)
+    assert_same_step(step(model), wanted)
+
+
+def test_a_lora_linear_put_in_after_patching():
+    for make in (sequential, lambda: Packed(True), Two):
+        model = make()
+        name = next(iter(model._modules))
+        patch(model, recompute=True)
+        plain = unpatch(copy.deepcopy(model))
+        for m in (model, plain):
+            torch.manual_seed(3)
+            wrapped = nn.Sequential(getattr(m, name), nn.Identity())
+            setattr(m, name, wrapped)
+        found, wanted = step(model), step(plain)
+        assert all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+class QuantisedLinear(nn.Linear):
+    pass
+
+
+def test_a_subclass_of_linear_keeps_its_bias():
+    model = sequential()
+    model[0] = QuantisedLinear(C, H)
+    report = patch(model)
+    assert report.fused[0].bias == "kept" and "0 is a QuantisedLinear, not a plain nn.Linear" in str(report)
+
+
+def test_weight_norm_and_parametrizations():
+    for norm in (nn.utils.weight_norm, nn.utils.parametrizations.weight_norm):
+        model = sequential()
+        norm(model[0])
+        wanted = step(model)
+        report = patch(model)
+        assert report.fused[0].bias == "kept", report
+        assert_same_step(step(model), wanted)
+
+
+def test_meta_tensors_are_left_alone():
+    with torch.device("meta"):
+        model = sequential()
+    report = patch(model)
+    assert "its parameters have no data (meta device)" in str(report)
+    assert type(model) is nn.Sequential
+
+
+# ------------------------------------------------------------------------------------------------- nothing else changes
+
+
+def test_random_state_gradients_mode_and_buffers_stay():
+    model = nn.Sequential(nn.Linear(C, H), nn.GELU(), nn.Dropout(0.5), nn.BatchNorm1d(5), nn.Linear(H, C))
+    model[4].weight.requires_grad_(False)
+    for training in (True, False):
+        model.train(training)
+        before, random = state(model), torch.get_rng_state()
+        for scope in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+            with scope():
+                report = patch(model)
+            assert len(report.fused) == 1, report
+        assert torch.equal(random, torch.get_rng_state())
+        assert all(p.grad is None for p in model.parameters())
+        assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+        assert all(module.training == training for module in model.modules())
+        assert [p.requires_grad for p in model.parameters()].count(False) == 1
+
+
+def test_patching_twice_is_harmless():
+    model = nn.Sequential(sequential(), Packed(True))
+    first = patch(model)
+    classes = [type(module) for module in model.modules()]
+    assert str(patch(model)) == str(first)
+    assert classes == [type(module) for module in model.modules()]
+    unpatch(model)
+    assert all("_gelu_ext" not in vars(module) for module in model.modules())
+    assert type(model[0]) is nn.Sequential and type(model[1]) is Packed
+    assert unpatch(model) is model
+
+
+def test_context_manager_puts_back_what_was_there():
+    model = nn.Sequential(sequential(), Packed(True))
+    with patched(model, recompute=True) as report:
+        assert [row.op for row in report.fused] == ["mlp", "geglu_mlp"]
+    assert type(model[0]) is nn.Sequential and type(model[1]) is Packed
+    patch(model)
+    with pytest.raises(KeyError), patched(model, recompute=True):
+        raise KeyError
+    assert not any(step.second for step in swap.installed(model[0]).plan.steps)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+def test_copy_and_pickle(recompute, calls):
+    layer = nn.TransformerEncoderLayer(C, 2, H, activation="gelu", batch_first=True)
+    model = nn.Sequential(sequential(), Packed(False), Two(), layer, Functional())
+    assert len(patch(model, recompute=recompute).fused) == 5
+    wanted = step(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        calls.clear()
+        found = step(other)
+        assert all(torch.equal(found[k], wanted[k]) for k in wanted)
+        assert calls == {"bias_gelu": 3, "geglu": 1, "gelu_mul": 1} or recompute
+        assert not {id(m) for m in other.modules()} & {id(m) for m in model.modules()}
+        assert swap.installed(other[0]).steps[0].module is other[0][0]
+        assert_same_step(step(unpatch(other)), wanted)
+        assert swap.installed(model[0]) is not None
+
+
+def test_shared_activation_and_tied_weights(calls):
+    act = nn.GELU()
+    model = nn.Sequential(sequential(act), sequential(act), Residual(act))
+    model[1][0].weight = model[0][0].weight
+    wanted = step(model)
+    report = patch(model)
+    assert sorted(row.bias for row in report.fused) == ["fused", "fused", "kept"], report
+    assert model[1][0].weight is model[0][0].weight
+    assert_same_step(step(model), wanted)
+    assert type(unpatch(model)[0][1]) is nn.GELU
+
+
+def test_a_shared_block_is_patched_once():
+    block = sequential()
+    assert len(patch(nn.Sequential(block, block)).fused) == 1
+
+
+def test_dtype_and_device_may_change_afterwards(calls):
+    model = sequential()
+    patch(model, recompute=True)
+    model.double()
+    calls.clear()
+    out = model(torch.randn(3, C, dtype=torch.float64))
+    assert out.dtype == torch.float64 and calls["bias_gelu"] == 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.float()(torch.randn(3, C)).dtype == torch.bfloat16
+
+
+class Casting(Plain):
+    """Its cast does nothing in float32."""
+
+    def forward(self, x):
+        return self.proj(self.act(self.fc(x)).to(torch.float32).to(self.proj.weight.dtype))
+
+
+def test_a_cast_that_does_nothing_now_may_do_something_later(calls):
+    model = Casting(nn.GELU())
+    (row,) = patch(model).fused
+    assert row.bias == "fused"
+    x = torch.randn(3, C)
+    calls.clear()
+    model(x)
+    assert calls["bias_gelu"] == 1
+    calls.clear()
+    for call in (lambda: model(x), lambda: model.double()(x.double())):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            call()
+    assert not calls
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+def test_compiles_in_one_graph(recompute):
+    model = nn.Sequential(sequential(), Packed(True), Two())
+    wanted = step(model)
+    patch(model, recompute=recompute)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = {name.removeprefix("_orig_mod."): t for name, t in step(compiled).items()}
+    assert_same_step(found, wanted, 1e-5)
+
+
+def test_keyword_and_extra_arguments():
+    class Tolerant(Functional):
+        def forward(self, x, *args, scale=None):
+            out = super().forward(x)
+            return out if scale is None else out * scale
+
+    model = Tolerant()
+    x = torch.randn(3, C)
+    wanted = model(x), model(x, scale=2.0)
+    assert patch(model)
+    for found, expected in zip((model(x=x), model(x, scale=2.0)), wanted, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_bare_activation_and_a_bare_block(calls):
+    act = nn.GELU("tanh")
+    assert patch(act).fused[0].block == "(the model)"
+    act(torch.randn(3))
+    assert calls["bias_gelu"]
+    assert "nothing" not in str(patch(nn.Linear(2, 2))) and not patch(nn.Linear(2, 2))
+
+
+def test_recompute_takes_the_larger_block():
+    """As in diffusers: Linear and GELU in a module of their own, the second Linear in the module around it."""
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj = nn.Linear(C, H)
+
+        def forward(self, x):
+            return F.gelu(self.proj(x))
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.ModuleList([Inner(), nn.Dropout(0.0), nn.Linear(H, C)])
+
+        def forward(self, x):
+            for module in self.net:
+                x = module(x)
+            return x
+
+    model = nn.Sequential(Outer())
+    wanted = step(model)
+    assert [(row.block, row.op) for row in patch(model).fused] == [("0.net.0", "bias_gelu")]
+    assert [(row.block, row.op) for row in patch(model, recompute=True).fused] == [("0", "mlp")]
+    assert_same_step(step(model), wanted)
+    model[0].net[0].register_forward_hook(lambda *args: None)
+    assert [row.op for row in patch(model, recompute=True).fused] == ["bias_gelu"]
+
+
+def test_without_verify_the_structure_still_decides(monkeypatch):
+    monkeypatch.setattr(proof, "_compare", None)  # not called
+    model = nn.Sequential(sequential(), sequential(nn.SiLU()))
+    report = patch(model, verify=False)
+    assert len(report.fused) == 1 and len(report.left_alone) == 1
+
+
+def test_report_prints_a_table():
+    text = str(patch(nn.Sequential(sequential(), Plain(nn.ReLU()))))
+    assert text.splitlines()[0] == "gelu_ext: 1 of 2 activations fused, 1 of them with the bias"
+    assert "block" in text and "bytes kept per token" in text and "left alone:" in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_errors():
+    with pytest.raises(TypeError, match=r"patch: expected model to be an nn\.Module, got int"):
+        patch(1)
+    with pytest.raises(TypeError, match=r"unpatch: expected model to be an nn\.Module, got list"):
+        unpatch([])
