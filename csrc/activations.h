@@ -109,8 +109,7 @@ struct GeluErf {
 
   // t Phi(-t) = exp(-t^2/2) (w/2 + w M(w))/2. Halved last, so that it is t/2 also for the smallest t.
   static GELU_EXT_FN Product<float> tail_single(Exp2<SinglePrecision> gauss, float w) {
-    const float m = mills_single(w), half = 0.5f * w, sum = mul_add(w, m, half);
-    return gauss.times(sum, mul_add(w, m, half - sum)).half();
+    return gauss.times(mul_add(w, mills_single(w), 0.5f * w)).half();
   }
 
   static GELU_EXT_FN float mills_single(float w) {

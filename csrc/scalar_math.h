@@ -209,9 +209,6 @@ struct Exp2 {
   }
 
   GELU_EXT_FN Product<float> times(float factor) const { return {mul_add(factor, excess, factor) * scale, kUnscale}; }
-  GELU_EXT_FN Product<float> times(float factor, float factor_lo) const {
-    return {(factor + mul_add(factor, excess, factor_lo)) * scale, kUnscale};
-  }
 
   // (2^r - 1)/r
   static GELU_EXT_FN float excess_over(float r) {
