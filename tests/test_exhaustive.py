@@ -123,12 +123,12 @@ def test_goal_of_the_float32_value(form, instruction_set, request):
 @every_half
 @every_form
 def test_a_16_bit_result_is_nearly_always_the_nearest(form, dtype, instruction_set):
-    """Two in a thousand may be the other neighbour, where the truth lies in the middle: most are x/2 of a tiny x."""
+    """Four in a thousand may be the other neighbour, where the truth lies in the middle: most are x/2 of a tiny x."""
     x = all_inputs(dtype)
     x = x[x.isfinite()]
     nearest = value(form, x).float().to(dtype)
     differ = (gelu_ext.bias_gelu(x, approximate=form) != nearest).double().mean()
-    assert differ <= 2e-3, f"{differ:.2%} are not the nearest"
+    assert differ <= 4e-3, f"{differ:.2%} are not the nearest"
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
