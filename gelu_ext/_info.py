@@ -34,11 +34,11 @@ def build_info() -> BuildInfo:
     if _native.module is None:
         return info
     info |= {
-        "torch_built_for": facts["torch"],
-        "compiler": facts["compiler"],
-        "sources": facts["sources"] + _compared_to_here(facts["sources"]),
-        "cuda": facts["cuda"] or f"not built: {facts['why_no_cuda']}",
-        "cuda_architectures": facts["architectures"],
+        "torch_built_for": facts.get("torch"),
+        "compiler": facts.get("compiler"),
+        "sources": f"{facts.get('sources')}{_compared_to_here(facts.get('sources'))}",
+        "cuda": facts.get("cuda") or f"not built: {facts.get('why_no_cuda')}",
+        "cuda_architectures": facts.get("architectures"),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "instruction_sets": _native.instruction_sets().split(","),
         "instruction_set": _native.instruction_set(),

@@ -279,9 +279,8 @@ def test_a_broken_module_is_said_in_a_sentence(tiny):
 
 def test_operators_of_another_build_in_the_process_are_not_registered_twice(tiny):
     (tiny / "gelu_ext" / f"_C{SUFFIX}").write_text(_build.FACTS_PREFIX + f'{{"torch": "{TORCH}"}}\n')
-    code = (
-        "import torch; t = torch.library.Library('gelu_ext', 'DEF'); t.define('f(Tensor x) -> Tensor'); import gelu_ext"
-    )
+    define = "t = torch.library.Library('gelu_ext', 'DEF'); t.define('bias_gelu(Tensor x) -> Tensor')"
+    code = f"import torch; {define}; import gelu_ext"
     said = run(tiny, "-c", code + "; gelu_ext._native.answer", check=False)
     assert "this process has loaded another build of gelu_ext already, and can hold only one" in said
 

@@ -115,7 +115,7 @@ def test_dense_float32_sample_on_the_gpu(form, cuda):
 @every_form
 def test_goal_of_the_float32_value(form, instruction_set, request):
     if form == "none" or instruction_set == "baseline":  # which has no fused multiply-add
-        request.applymarker(pytest.mark.xfail(reason="a goal, missed by up to 1 ulp in the far tail", strict=False))
+        request.applymarker(pytest.mark.xfail(reason="a goal, missed by up to 1 ulp", strict=False))
     x = float32_sample()
     assert_within_bars(gelu_ext.bias_gelu(x, approximate=form), truth(form, torch.float32)[0], x, VALUE_GOAL)
 
