@@ -26,7 +26,7 @@ also = $(if $(strip $(VENV)),$(RUN) -m pip install --quiet --disable-pip-version
 LOGGED = || { grep -A 5 -E 'error:|^gelu_ext:' build/log || cat build/log; echo 'make: the build failed; all of its output is in build/log'; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help environment install build demo test lint format bench accuracy fit-check numerics emulate cuda-compile budgets \
+.PHONY: help environment install build demo test models lint format bench accuracy fit-check numerics emulate cuda-compile budgets \
         cuda-link gpu wheel clean
 
 help:  ## list the targets
@@ -58,6 +58,11 @@ demo: build  ## show it at work: train a small model with and without it
 
 test: build  ## the test suite
 	@$(RUN) -m pytest $(ARGS)
+
+# torchvision has no build for a CPU torch; timm imports it, and the tests give it the operators it misses.
+models: environment  ## install the libraries whose models the tests of patch() use (they skip without)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(if $(strip $(VENV)),'$(TORCH)') $(call extra,models)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps timm torchvision
 
 bench: build  ## time it against eager and compiled torch on this machine
 	@$(RUN) bench/bench.py $(ARGS)
