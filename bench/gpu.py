@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     report.step("repeatable bias gradients", lambda: repeatable(report))
     report.step("compute-sanitizer", lambda: sanitizer(report))
     benchmark(report)
-    print(f"results: {report.path.relative_to(ROOT)} and .md")
+    print(f"results: {report.path} and .md")
     return int(any(not result.startswith("ok") for result in report.data["steps"].values()))
 
 
