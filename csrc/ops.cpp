@@ -101,6 +101,56 @@ TensorPair with_zero_bias(const Tensor& grad_x, const Tensor& grad_bias) {
   return {grad_x, grad_bias};
 }
 
+// The parts that a forward and its backward have in common.
+template <class Problem>
+Problem bias_act(const Tensor& x, const Rows& x_rows, const OptionalTensor& bias, std::string_view approximate) {
+  Problem p;
+  p.dtype = dtype_of("bias_gelu", "x", x);
+  p.activation = activation_index("bias_gelu", approximate);
+  p.rows = x_rows.rows(), p.cols = x_rows.cols();
+  p.x = x_rows.matrix();
+  p.bias = bias_vector(bias);
+  return p;
+}
+
+// Where the halves of a packed row begin, and how wide they are.
+struct Halves {
+  int64_t width, activated, linear;
+
+  Halves(const Rows& x, std::string_view which) : width(x.cols() / 2) {
+    const bool first = activates_first("geglu", which);
+    activated = first ? 0 : width;
+    linear = first ? width : 0;
+  }
+};
+
+template <class Problem>
+Problem gated_act(const Tensor& x, const Rows& x_rows, const Halves& halves, const OptionalTensor& bias,
+                  std::string_view approximate) {
+  Problem p;
+  p.dtype = dtype_of("geglu", "x", x);
+  p.activation = activation_index("geglu", approximate);
+  p.rows = x_rows.rows(), p.cols = halves.width;
+  p.activated = x_rows.matrix(halves.activated);
+  p.linear = x_rows.matrix(halves.linear);
+  p.activated_bias = bias_vector(bias, halves.activated);
+  p.linear_bias = bias_vector(bias, halves.linear);
+  return p;
+}
+
+template <class Problem>
+Problem gated_act(const Tensor& activated, const Rows& activated_rows, const Rows& linear_rows,
+                  std::string_view approximate) {
+  Problem p;
+  p.dtype = dtype_of("gelu_mul", "activated", activated);
+  p.activation = activation_index("gelu_mul", approximate);
+  p.rows = activated_rows.rows(), p.cols = activated_rows.cols();
+  p.activated = activated_rows.matrix();
+  p.linear = linear_rows.matrix();
+  p.activated_bias = p.linear_bias = bias_vector({});
+  return p;
+}
+
 bool is_symbolic(const Tensor& t) { return t.defined() && t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); }
 
 }  // namespace
@@ -134,15 +184,10 @@ Tensor bias_gelu(const Tensor& x, const OptionalTensor& bias, std::string_view a
   check_bias_gelu(x, bias, approximate);
   check_device("bias_gelu", x);
   const Rows x_rows(x);
-  Tensor out = empty_like(x, x.sizes());
+  const Tensor out = empty_like(x, x.sizes());
   if (is_empty(x_rows)) return out;
   const OptionalTensor dense_bias = contiguous(bias);
-  BiasActForward p;
-  p.dtype = dtype_of("bias_gelu", "x", x);
-  p.activation = activation_index("bias_gelu", approximate);
-  p.rows = x_rows.rows(), p.cols = x_rows.cols();
-  p.x = x_rows.matrix();
-  p.bias = bias_vector(dense_bias);
+  auto p = bias_act<BiasActForward>(x, x_rows, dense_bias, approximate);
   p.out = Rows(out).mutable_matrix();
   run("bias_gelu", p, x);
   return out;
@@ -155,17 +200,12 @@ TensorPair bias_gelu_backward(const Tensor& grad_out, const Tensor& x, const Opt
   check_device("bias_gelu", x);
   needs_bias = needs_bias && bias.has_value();
   const Rows x_rows(x);
-  Tensor grad_x = empty_gradient(x, needs_x), grad_bias = empty_gradient(bias, x, needs_bias);
+  const Tensor grad_x = empty_gradient(x, needs_x), grad_bias = empty_gradient(bias, x, needs_bias);
   if (is_empty(x_rows)) return with_zero_bias(grad_x, grad_bias);
   const OptionalTensor dense_bias = contiguous(bias);
   const Rows grad_rows(grad_out);
-  BiasActBackward p;
-  p.dtype = dtype_of("bias_gelu", "x", x);
-  p.activation = activation_index("bias_gelu", approximate);
-  p.rows = x_rows.rows(), p.cols = x_rows.cols();
+  auto p = bias_act<BiasActBackward>(x, x_rows, dense_bias, approximate);
   p.grad_out = grad_rows.matrix();
-  p.x = x_rows.matrix();
-  p.bias = bias_vector(dense_bias);
   p.grad_x = needs_x ? Rows(grad_x).mutable_matrix() : kNoMatrix;
   p.grad_bias = gradient_vector(grad_bias, needs_bias);
   run("bias_gelu", p, x);
@@ -176,20 +216,10 @@ Tensor geglu(const Tensor& x, const OptionalTensor& bias, std::string_view appro
   check_geglu(x, bias, approximate, activated);
   check_device("geglu", x);
   const Rows x_rows(x);
-  Tensor out = empty_like(x, half_sizes(x));
+  const Tensor out = empty_like(x, half_sizes(x));
   if (is_empty(x_rows)) return out;
   const OptionalTensor dense_bias = contiguous(bias);
-  const int64_t width = x_rows.cols() / 2;
-  const bool first = activates_first("geglu", activated);
-  const int64_t activated_col = first ? 0 : width, linear_col = first ? width : 0;
-  GatedActForward p;
-  p.dtype = dtype_of("geglu", "x", x);
-  p.activation = activation_index("geglu", approximate);
-  p.rows = x_rows.rows(), p.cols = width;
-  p.activated = x_rows.matrix(activated_col);
-  p.linear = x_rows.matrix(linear_col);
-  p.activated_bias = bias_vector(dense_bias, activated_col);
-  p.linear_bias = bias_vector(dense_bias, linear_col);
+  auto p = gated_act<GatedActForward>(x, x_rows, Halves(x_rows, activated), dense_bias, approximate);
   p.out = Rows(out).mutable_matrix();
   run("geglu", p, x);
   return out;
@@ -202,26 +232,17 @@ TensorPair geglu_backward(const Tensor& grad_out, const Tensor& x, const Optiona
   check_device("geglu", x);
   needs_bias = needs_bias && bias.has_value();
   const Rows x_rows(x);
-  Tensor grad_x = empty_gradient(x, needs_x), grad_bias = empty_gradient(bias, x, needs_bias);
+  const Tensor grad_x = empty_gradient(x, needs_x), grad_bias = empty_gradient(bias, x, needs_bias);
   if (is_empty(x_rows)) return with_zero_bias(grad_x, grad_bias);
   const OptionalTensor dense_bias = contiguous(bias);
-  const int64_t width = x_rows.cols() / 2;
-  const bool first = activates_first("geglu", activated);
-  const int64_t activated_col = first ? 0 : width, linear_col = first ? width : 0;
+  const Halves halves(x_rows, activated);
   const Rows grad_rows(grad_out);
-  GatedActBackward p;
-  p.dtype = dtype_of("geglu", "x", x);
-  p.activation = activation_index("geglu", approximate);
-  p.rows = x_rows.rows(), p.cols = width;
+  auto p = gated_act<GatedActBackward>(x, x_rows, halves, dense_bias, approximate);
   p.grad_out = grad_rows.matrix();
-  p.activated = x_rows.matrix(activated_col);
-  p.linear = x_rows.matrix(linear_col);
-  p.activated_bias = bias_vector(dense_bias, activated_col);
-  p.linear_bias = bias_vector(dense_bias, linear_col);
-  p.grad_activated = needs_x ? Rows(grad_x).mutable_matrix(activated_col) : kNoMatrix;
-  p.grad_linear = needs_x ? Rows(grad_x).mutable_matrix(linear_col) : kNoMatrix;
-  p.grad_activated_bias = gradient_vector(grad_bias, needs_bias, activated_col);
-  p.grad_linear_bias = gradient_vector(grad_bias, needs_bias, linear_col);
+  p.grad_activated = needs_x ? Rows(grad_x).mutable_matrix(halves.activated) : kNoMatrix;
+  p.grad_linear = needs_x ? Rows(grad_x).mutable_matrix(halves.linear) : kNoMatrix;
+  p.grad_activated_bias = gradient_vector(grad_bias, needs_bias, halves.activated);
+  p.grad_linear_bias = gradient_vector(grad_bias, needs_bias, halves.linear);
   run("geglu", p, x);
   return {grad_x, grad_bias};
 }
@@ -230,15 +251,9 @@ Tensor gelu_mul(const Tensor& activated, const Tensor& linear, std::string_view 
   check_gelu_mul(activated, linear, approximate);
   check_device("gelu_mul", activated);
   const Rows activated_rows(activated), linear_rows(linear);
-  Tensor out = empty_like(activated, activated.sizes());
+  const Tensor out = empty_like(activated, activated.sizes());
   if (is_empty(activated_rows)) return out;
-  GatedActForward p;
-  p.dtype = dtype_of("gelu_mul", "activated", activated);
-  p.activation = activation_index("gelu_mul", approximate);
-  p.rows = activated_rows.rows(), p.cols = activated_rows.cols();
-  p.activated = activated_rows.matrix();
-  p.linear = linear_rows.matrix();
-  p.activated_bias = p.linear_bias = bias_vector({});
+  auto p = gated_act<GatedActForward>(activated, activated_rows, linear_rows, approximate);
   p.out = Rows(out).mutable_matrix();
   run("gelu_mul", p, activated);
   return out;
@@ -250,17 +265,11 @@ TensorPair gelu_mul_backward(const Tensor& grad_out, const Tensor& activated, co
   check_grad("gelu_mul", grad_out, activated.sizes(), activated);
   check_device("gelu_mul", activated);
   const Rows activated_rows(activated), linear_rows(linear), grad_rows(grad_out);
-  Tensor grad_activated = empty_gradient(activated, needs_activated);
-  Tensor grad_linear = empty_gradient(linear, needs_linear);
+  const Tensor grad_activated = empty_gradient(activated, needs_activated);
+  const Tensor grad_linear = empty_gradient(linear, needs_linear);
   if (is_empty(activated_rows)) return {grad_activated, grad_linear};
-  GatedActBackward p;
-  p.dtype = dtype_of("gelu_mul", "activated", activated);
-  p.activation = activation_index("gelu_mul", approximate);
-  p.rows = activated_rows.rows(), p.cols = activated_rows.cols();
+  auto p = gated_act<GatedActBackward>(activated, activated_rows, linear_rows, approximate);
   p.grad_out = grad_rows.matrix();
-  p.activated = activated_rows.matrix();
-  p.linear = linear_rows.matrix();
-  p.activated_bias = p.linear_bias = bias_vector({});
   p.grad_activated = needs_activated ? Rows(grad_activated).mutable_matrix() : kNoMatrix;
   p.grad_linear = needs_linear ? Rows(grad_linear).mutable_matrix() : kNoMatrix;
   p.grad_activated_bias = p.grad_linear_bias = gradient_vector({}, false);

@@ -148,3 +148,14 @@ def test_a_public_function_is_typed(operation):
     signature = inspect.signature(operation)
     kinds = [*(p.annotation for p in signature.parameters.values()), signature.return_annotation]
     assert inspect.Signature.empty not in kinds
+
+
+def test_the_map_in_the_readme_names_every_file():
+    plan = (ROOT / "README.md").read_text().split("## The map")[1]
+    files = [*ROOT.glob("csrc/*.*"), *ROOT.glob("gelu_ext/*.py"), *ROOT.glob("bench/*.py")]
+    folders = [
+        path for top in ("csrc", "gelu_ext", "tests", "bench") for path in (ROOT / top).iterdir() if path.is_dir()
+    ]
+    named = [path.stem if path.suffix in (".h", ".cpp") else path.name for path in files if path.name != "__init__.py"]
+    named += [f"{path.name}/" for path in folders if not path.name.startswith(("__", "."))]
+    assert [name for name in named if name not in plan] == []
