@@ -26,8 +26,8 @@ also = $(if $(strip $(VENV)),$(RUN) -m pip install --quiet --disable-pip-version
 LOGGED = || { grep -A 5 -E 'error:|^gelu_ext:' build/log || cat build/log; echo 'make: the build failed; all of its output is in build/log'; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help environment install build demo test models lint format bench accuracy fit-check numerics emulate cuda-compile budgets \
-        cuda-link gpu wheel clean
+.PHONY: help environment install build demo test sweep models lint format bench accuracy fit-check numerics emulate \
+        cuda-compile budgets cuda-link gpu wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ test: build  ## the test suite
 models: environment  ## install the libraries whose models the tests of patch() use (they skip without)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(if $(strip $(VENV)),'$(TORCH)') $(call extra,models)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps timm torchvision
+
+sweep: build  ## every float32 between 2^-6 and 16, every form, every instruction set of this processor
+	@$(RUN) -m pytest -m sweep $(ARGS)
 
 bench: build  ## time it against eager and compiled torch on this machine
 	@$(RUN) bench/bench.py $(ARGS)

@@ -41,10 +41,17 @@ def build_info() -> BuildInfo:
         "cuda_architectures": facts.get("architectures"),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "instruction_sets": _native.instruction_sets().split(","),
-        "instruction_set": _native.instruction_set(),
+        "instruction_set": _instruction_set(),
         "threads": torch.get_num_threads(),
     }
     return info
+
+
+def _instruction_set() -> str:
+    try:
+        return _native.instruction_set()
+    except RuntimeError as error:  # GELU_EXT_CPU_ISA names none
+        return str(error)
 
 
 def _compared_to_here(built_from: str | None) -> str:

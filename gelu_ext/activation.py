@@ -10,6 +10,23 @@ from . import _composite
 from .functional import bias_gelu
 
 
+def elementwise(x: Tensor, approximate: str) -> Tensor:
+    """``gelu(x)`` in x's own order of memory (channels_last, a transposed sequence), as F.gelu keeps it."""
+    for there, back in _ORDERS.get(x.dim(), ()):
+        if not x.is_contiguous() and x.permute(there).is_contiguous():
+            return bias_gelu(x.permute(there), approximate=approximate).permute(back)
+    return bias_gelu(x, approximate=approximate)
+
+
+# Orders of memory that models use: channels last, a transposed sequence. (No sorting of strides: they may be symbols.)
+_ORDERS = {
+    2: (((1, 0), (1, 0)),),
+    3: (((0, 2, 1), (0, 2, 1)), ((1, 0, 2), (1, 0, 2))),
+    4: (((0, 2, 3, 1), (0, 3, 1, 2)), ((0, 2, 1, 3), (0, 2, 1, 3))),
+    5: (((0, 2, 3, 4, 1), (0, 4, 1, 2, 3)),),
+}
+
+
 class GELU(nn.Module):
     """``gelu(x)``: replaces ``nn.GELU``, with quick GELU as a third form.
 
@@ -28,7 +45,7 @@ class GELU(nn.Module):
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return bias_gelu(x, approximate=self.approximate)
+        return elementwise(x, self.approximate)
 
     def extra_repr(self) -> str:
         return f"approximate={self.approximate!r}"

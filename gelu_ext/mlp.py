@@ -25,7 +25,7 @@ _Grads = tuple[Tensor | None, ...]
 
 def _rows(t: Tensor) -> Tensor:
     """``[..., C]`` as ``[rows, C]``."""
-    return t.reshape(-1, t.shape[-1])
+    return t.flatten(0, -2) if t.dim() > 1 else t.unsqueeze(0)  # reshape(-1, 0) is ambiguous
 
 
 def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:

@@ -16,10 +16,13 @@ INSTRUCTION_SETS = _native.instruction_sets().split(",") if _native.module else 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked = os.environ.get("GELU_EXT_SLOW_TESTS") == "1" or "slow" in (config.getoption("-m") or "")
+    marked = config.getoption("-m") or ""
+    slow = os.environ.get("GELU_EXT_SLOW_TESTS") == "1" or "slow" in marked
     for item in items:
-        if item.get_closest_marker("slow") and not asked:
+        if item.get_closest_marker("slow") and not slow:
             item.add_marker(pytest.mark.skip(reason="slow: set GELU_EXT_SLOW_TESTS=1"))
+        if item.get_closest_marker("sweep") and "sweep" not in marked:
+            item.add_marker(pytest.mark.skip(reason="takes long: make sweep"))
 
 
 @pytest.fixture(params=DEVICES)

@@ -149,7 +149,7 @@ def test_the_instruction_sets_are_tested():
     assert _native.instruction_sets().split(",") == INSTRUCTION_SETS and INSTRUCTION_SETS[-1] == "baseline"
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @every_form
 def test_every_float32_from_a_64th_to_16(form, instruction_set):
     """Both signs, a few million at a time."""

@@ -329,3 +329,12 @@ def test_fully_sharded():
             torch.testing.assert_close(a.grad, b.grad.full_tensor())
     finally:
         distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 3), (2, 0, 3), (2, 4, 0)])
+def test_a_width_of_zero_has_gradients_of_its_shape(sizes):
+    c, h, d = sizes
+    x, w1, w2 = (torch.randn(shape, requires_grad=True) for shape in ((5, c), (h, c), (d, h)))
+    out = mlp(x, w1, None, w2, None)
+    grads = torch.autograd.grad(out, (x, w1, w2), torch.randn_like(out))
+    assert [g.shape for g in grads] == [x.shape, w1.shape, w2.shape]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -640,3 +641,83 @@ def test_errors():
         patch(1)
     with pytest.raises(TypeError, match=r"unpatch: expected model to be an nn\.Module, got list"):
         unpatch([])
+
+
+# --- what a block does beside computing, and what is changed after patching -------------------------------------------
+
+
+class Ordinary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act, self.proj = nn.Linear(C, H), nn.GELU(), nn.Linear(H, C)
+        self.calls = 0
+
+    def forward(self, x):
+        return self.proj(self.act(self.fc(x)))
+
+
+class Counting(Ordinary):
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class AsksShape(Ordinary):
+    def forward(self, x):
+        out = super().forward(x)
+        return out if x.shape[-2] <= 4 else out * 0.5
+
+
+class RollsDice(Ordinary):
+    def forward(self, x):
+        return x if self.training and random.random() < 0.5 else super().forward(x)
+
+
+class LeavesAutocast(Ordinary):
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("block", [Counting, AsksShape, RollsDice, LeavesAutocast])
+def test_a_block_that_does_more_than_compute_goes_on_doing_it(block):
+    eager = block()
+    patched = copy.deepcopy(eager)
+    dice = random.getstate()
+    patch(patched)
+    assert random.getstate() == dice
+    for rows in (3, 7):
+        x = torch.randn(2, rows, 8)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=block is LeavesAutocast):
+            outs = []
+            for model in (eager, patched):
+                random.seed(0)
+                outs.append(model(x))
+        assert outs[0].dtype == outs[1].dtype
+        torch.testing.assert_close(outs[1], outs[0])
+    assert patched.calls == eager.calls
+
+
+def test_children_added_after_patching_are_called():
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+    patch(model)
+    model.append(nn.Linear(8, 3))
+    x = torch.randn(2, 8)
+    torch.testing.assert_close(model(x), unpatch(copy.deepcopy(model))(x))
+
+
+def test_a_setting_changed_after_patching_is_obeyed():
+    model = Ordinary()
+    patch(model)
+    model.act.approximate = "tanh"
+    x = torch.randn(64, 8) * 3
+    assert torch.equal(model(x), unpatch(copy.deepcopy(model))(x))
+
+
+def test_the_order_of_memory_stays_as_it_was():
+    activation = nn.GELU()
+    x = torch.randn(2, 16, 5, 5).contiguous(memory_format=torch.channels_last)
+    expected = activation(x)
+    patch(activation)
+    assert activation(x).stride() == expected.stride()
+    torch.testing.assert_close(activation(x), expected)

@@ -42,7 +42,9 @@ inline BFloat16 narrow_one(float x, BFloat16) {
 
 inline float widen_one(Half x) {
   const uint32_t rest = x.bits & 0x7fffu, sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
-  const uint32_t finite = to_bits(from_bits(rest << 13) * 0x1p112f);
+  const uint32_t normal = (rest << 13) + (112u << 23);
+  const uint32_t subnormal = to_bits(from_bits(to_bits(0.5f) + rest) - 0.5f);  // no float subnormal: nothing to flush
+  const uint32_t finite = rest < 0x400u ? subnormal : normal;
   return from_bits(sign | (rest < 0x7c00u ? finite : 0x7f800000u | (rest << 13)));
 }
 

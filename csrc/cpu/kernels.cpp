@@ -133,16 +133,30 @@ class ColumnSums {
   std::unique_ptr<char[]> partial_;
 };
 
+// Without biases, contiguous matrices are one long row: rows of a few columns would be nothing but overhead.
+template <class Problem, class... Matrices>
+Problem flattened(Problem p, bool has_bias, const Matrices&... matrices) {
+  const bool contiguous = ((matrices.data == nullptr || p.rows == 1 || matrices.row_stride == p.cols) && ...);
+  if (!has_bias && contiguous) {
+    p.cols *= p.rows;
+    p.rows = 1;
+  }
+  return p;
+}
+
 }  // namespace
 
-void bias_act_forward(const BiasActForward& p) {
+void bias_act_forward(const BiasActForward& problem) {
+  const BiasActForward p = flattened(problem, problem.bias.data != nullptr, problem.x, problem.out);
   const InstructionSet& set = chosen_set();
   const WideBias bias(p.bias, p.dtype, p.cols);
   expect_large(p.out, p.dtype, p.rows, p.cols);
   parallel_tiles(p.rows, p.cols, [&](const Tile& tile) { set.bias_act_forward(p, bias.data(), tile); });
 }
 
-void bias_act_backward(const BiasActBackward& p) {
+void bias_act_backward(const BiasActBackward& problem) {
+  const BiasActBackward p =
+      flattened(problem, problem.bias.data != nullptr, problem.x, problem.grad_out, problem.grad_x);
   const InstructionSet& set = chosen_set();
   const Split split(p.rows, p.cols);
   const WideBias bias(p.bias, p.dtype, p.cols);
@@ -153,7 +167,10 @@ void bias_act_backward(const BiasActBackward& p) {
   sums.finish();
 }
 
-void gated_act_forward(const GatedActForward& p) {
+void gated_act_forward(const GatedActForward& problem) {
+  const GatedActForward p =
+      flattened(problem, problem.activated_bias.data != nullptr || problem.linear_bias.data != nullptr,
+                problem.activated, problem.linear, problem.out);
   const InstructionSet& set = chosen_set();
   const WideBias activated_bias(p.activated_bias, p.dtype, p.cols), linear_bias(p.linear_bias, p.dtype, p.cols);
   expect_large(p.out, p.dtype, p.rows, p.cols);
@@ -161,7 +178,10 @@ void gated_act_forward(const GatedActForward& p) {
                  [&](const Tile& tile) { set.gated_act_forward(p, activated_bias.data(), linear_bias.data(), tile); });
 }
 
-void gated_act_backward(const GatedActBackward& p) {
+void gated_act_backward(const GatedActBackward& problem) {
+  const GatedActBackward p =
+      flattened(problem, problem.activated_bias.data != nullptr || problem.linear_bias.data != nullptr,
+                problem.activated, problem.linear, problem.grad_out, problem.grad_activated, problem.grad_linear);
   const InstructionSet& set = chosen_set();
   const Split split(p.rows, p.cols);
   const WideBias activated_bias(p.activated_bias, p.dtype, p.cols), linear_bias(p.linear_bias, p.dtype, p.cols);

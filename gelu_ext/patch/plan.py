@@ -257,6 +257,8 @@ def _is_halves(event: Event, recording: Recording) -> bool:
 
 def make_plan(block: nn.Module, method: str, recording: Recording, recompute: bool) -> Plan:
     """The plan of a recorded block. Raises NotUnderstood with the reason."""
+    if recording.odd:
+        raise NotUnderstood(recording.odd)
     line = _Line(block, recording)
     steps = list(line.steps())
     if not any(step.op != "module" for step in steps):

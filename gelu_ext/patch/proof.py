@@ -146,7 +146,14 @@ def _compare(block: nn.Module, patched: nn.Module, eager: nn.Module, method: str
     fused, before = (_results(b, method, x, training=True) for b in (patched, eager))
     allowed = {name: 2 * allowed[name] + 8 * torch.finfo(t.dtype).eps * _largest(t) for name, t in before.items()}
     problem = _disagreement(fused, before, allowed)
-    return f"in training mode {problem}" if problem else ""
+    if problem:
+        return f"in training mode {problem}"
+    if x.dtype == torch.float32:
+        with torch.no_grad(), torch.autocast(x.device.type, dtype=torch.bfloat16):
+            kinds = [getattr(b.eval(), method)(x).dtype for b in (patched, eager)]
+        if kinds[0] != kinds[1]:
+            return "under autocast the dtype of the output differs"
+    return ""
 
 
 def prove(block: nn.Module, plan: Plan, x: Tensor, verify: bool) -> Proof:

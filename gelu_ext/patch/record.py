@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 # What a forward may ask of a tensor without using its numbers; __get__ is the attributes (shape, dtype, device).
 _METADATA = {"__get__", "__len__", "__hash__", "size", "dim", "ndimension", "stride", "numel", "nelement"}
 _METADATA |= {"is_contiguous", "is_floating_point", "is_complex", "element_size", "get_device", "storage_offset"}
+# Of these, what may steer it another way for another input: such a block is not known from one recording.
+_SHAPE = {"shape", "ndim", "size", "dim", "ndimension", "numel", "nelement", "__len__", "stride", "is_contiguous"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Recording:
     values: list[Tensor]
     source: int
     result: int | None  # None: the block does not return one tensor
+    odd: str = ""  # what it does beside computing, as a clause: then it is no straight line
 
 
 def looks_like_activation(name: str, value: Any) -> bool:
@@ -76,6 +80,7 @@ class _Recorder(TorchFunctionMode):
         self.values: list[Tensor] = []  # alive, so that an id stays one tensor's
         self.numbers: dict[int, int] = {}
         self.inside = 0
+        self.asks_shape = False
 
     def number(self, t: Tensor) -> int:
         if id(t) not in self.numbers:
@@ -102,6 +107,8 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         has_result = any(isinstance(leaf, Tensor) for leaf in tree_leaves(out))
         if not has_result and name in _METADATA:
+            asked = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
+            self.asks_shape |= asked in _SHAPE
             return out
         return self.note("function", name, args, kwargs, out, func)
 
@@ -146,6 +153,15 @@ class _Recorder(TorchFunctionMode):
         return call
 
 
+def _kept_state(block: nn.Module) -> list[Any]:
+    """Every attribute of every module, as far as a forward that writes to it must show."""
+    return [
+        (name, id(value), len(value) if isinstance(value, (list, dict, set)) else None)
+        for module in block.modules()
+        for name, value in vars(module).items()
+    ]
+
+
 def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:100]}" if lines else type(error).__name__
@@ -167,10 +183,17 @@ def record(block: nn.Module, method: str, x: Tensor, training: bool) -> Recordin
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
         x = x.clone().requires_grad_()
         source = recorder.number(x)
+        dice, kept = random.getstate(), _kept_state(block)
         try:
             with recorder:
                 out = getattr(block, method)(x)
         except Exception as error:
             raise DidNotRun(first_line(error)) from error
+        finally:
+            rolled = random.getstate() != dice
+            random.setstate(dice)
+    odd = "its forward asks for the shape of a tensor" if recorder.asks_shape else ""
+    odd = odd or ("its forward uses Python's random numbers" if rolled else "")
+    odd = odd or ("its forward writes to an attribute" if _kept_state(block) != kept else "")
     result = recorder.numbers.get(id(out)) if isinstance(out, Tensor) else None
-    return Recording(recorder.events, recorder.values, source, result)
+    return Recording(recorder.events, recorder.values, source, result, odd)

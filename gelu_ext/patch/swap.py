@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..activation import elementwise
 from ..functional import bias_gelu, geglu, gelu_mul
 from ..mlp import geglu_mlp, gelu_mul_mlp, has_hooks, mlp
 from .plan import Plan, Step, linear_kind
@@ -51,6 +52,33 @@ class _Kept:
     def holds(self, block: nn.Module) -> bool:
         owner = block if self.owner is None else self.owner
         return owner.__dict__.get(self.name) is self.function
+
+
+_SETTING = (bool, int, float, str, type(None))
+
+
+class _Settings:
+    """The plain attributes and the names of the children of a module whose own forward is not called any more."""
+
+    name = "an attribute"
+
+    def __init__(self, owner: nn.Module | None, module: nn.Module) -> None:
+        self.owner = owner
+        self.settings = {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, _SETTING) and name != "training" and not name.startswith("_")
+        }
+        self.children = tuple(module._modules)
+
+    def holds(self, block: nn.Module) -> bool:
+        owner = block if self.owner is None else self.owner
+        if tuple(owner._modules) != self.children:
+            return False
+        for name, value in self.settings.items():  # noqa: SIM110 (this runs under torch.compile)
+            if owner.__dict__.get(name) != value:
+                return False
+        return True
 
 
 def _weight(linear: nn.Module) -> Tensor:
@@ -97,6 +125,8 @@ class _Bound:
             x, bias = module(x), None
         if step.op == "geglu":
             return geglu(x, bias, approximate=step.approximate, activated=step.activated)
+        if bias is None:
+            return elementwise(x, step.approximate)
         return bias_gelu(x, bias, approximate=step.approximate)
 
     def node(self, x: Tensor) -> Tensor:
@@ -117,6 +147,10 @@ class Installed:
         self.plan = plan
         self.steps = [_bind(step, block) for step in plan.steps]
         self.conditions = [*_slots(plan, block), *_kept(plan, block)]
+        self.conditions.append(_Settings(None, block))
+        for slot in list(self.conditions):
+            if isinstance(slot, _Slot) and slot.role == "bypassed":
+                self.conditions.append(_Settings(slot.module, slot.module))
         modules = [m for step in self.steps for m in (step.module, step.linear, step.second)]
         self.linears = [m for m in modules if m is not None and linear_kind(m)]
         if len({linear.weight.dtype for linear in self.linears}) > 1:
