@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gelu_ext
+from bench import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -51,6 +52,7 @@ def contenders(form: str, with_compile: bool) -> dict[str, Function]:
         "eager": eager(form),
     }
     if with_compile:
+        torch.compiler.reset()  # or it stops compiling after a few dtypes and forms
         found["torch.compile"] = torch.compile(eager(form), dynamic=True)
     return found
 
@@ -130,8 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     folder = ROOT / "bench" / "results"
     folder.mkdir(exist_ok=True)
+    about = ", ".join(f"{key} {text}" for key, text in environment(torch.device(args.device)).items())
     table = report(args.device, not args.no_compile)
-    (folder / f"accuracy_{args.device}.md").write_text("\n".join(table) + "\n")
+    (folder / f"accuracy_{args.device}.md").write_text("\n".join([about, "", *table]) + "\n")
     if args.plot:
         plot(folder / f"accuracy_{args.device}.png", args.device)
     return 0
