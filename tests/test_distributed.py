@@ -59,7 +59,12 @@ def in_a_process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(in_a_process, (folder,), nprocs=WORLD)
+        try:
+            torch.multiprocessing.spawn(in_a_process, (folder,), nprocs=WORLD)
+        except torch.multiprocessing.ProcessExitedException:
+            # gloo's threads sometimes outlive the group and abort a process that has done its work.
+            if len(os.listdir(folder)) < WORLD * len(CHECKS):
+                raise
         return {
             name: "\n".join(open(os.path.join(folder, f"{name}.{rank}")).read() for rank in range(WORLD)).strip()
             for name in CHECKS
