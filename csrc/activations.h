@@ -8,10 +8,11 @@
 // whose last multiplication is fused with that subtraction; t is clamped to a `limit` beyond which they are zero in
 // their arithmetic, so nothing overflows and no residue stays.
 //
-// The coefficients come from csrc/fit/fit.py, which prints the error of each fit; degrees and the reciprocal's scale
+// The coefficients come from csrc/fit/fit.py, which prints the error of each fit; degrees and the reciprocal's shift
 // were chosen there, for the bars that tests/native/accuracy.cpp asserts.
 #pragma once
 
+#include "pieces.h"
 #include "scalar_math.h"
 
 namespace gelu_ext {
@@ -23,120 +24,162 @@ struct ValueAndSlope {
   T value, slope;
 };
 
-template <class P>
-using ProductOf = Product<typename P::type>;
-
-template <class P>
+// Both are products whose last multiplication is left to the caller.
+template <class Tail, class Slope>
 struct TailAndSlope {
-  ProductOf<P> tail, slope;
+  Tail tail;
+  Slope slope;
 };
+template <class Tail, class Slope>
+TailAndSlope(Tail, Slope) -> TailAndSlope<Tail, Slope>;
 
 // "none": F = Phi, the normal distribution function (Hendrycks and Gimpel, arXiv:1606.08415).
 struct GeluErf {
   static constexpr const char* name = "none";
 
   template <class P>
-  static constexpr typename P::type limit = std::is_same_v<P, DoublePrecision> ? 40.0 : 14.9;
+  static constexpr typename P::scalar limit = is_double<P> ? 40.0 : 14.9;
 
-  template <class P>
-  static GELU_EXT_FN ProductOf<P> tail(typename P::type t) {
-    if constexpr (std::is_same_v<P, DoublePrecision>) {
-      return {t, upper_tail(t)};
-    } else if constexpr (std::is_same_v<P, SinglePrecision>) {
-      return tail_single(gauss<P>(t), mapped(t));
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN auto tail(T t) {
+    if constexpr (is_double<P>) {
+      return Product<T>{t, upper_tail(t)};
+    } else if constexpr (is_single<P>) {
+      return gauss_single<P>(t).times(tail_factor(t)).half();
     } else {
-      // Nearly a parabola, so that one polynomial and one exp2 will do.
-      return Exp2<P>::of(half_log2_upper_tail(t), 2.0f).times(t);
+      return half_upper_tail<P>(t).times(t);
     }
   }
 
   // S(t) = (t0 - t) exp(-t^2/2) G: the root t0 is factored out, so nothing cancels beside it.
-  template <class P>
-  static GELU_EXT_FN ProductOf<P> tail_slope(typename P::type t) {
-    if constexpr (std::is_same_v<P, DoublePrecision>) {
-      return {mul_add(-t, density(t), upper_tail(t)), 1.0};
-    } else if constexpr (std::is_same_v<P, SinglePrecision>) {
-      // G is so flat that its argument's rounding errors hardly matter.
-      return gauss<P>(t).times(from_root<P>(t, slope_single(t * reciprocal(mul_add(0.5f, t, 1.0f)))));
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN auto tail_slope(T t) {
+    if constexpr (is_double<P>) {
+      return Product<T>{mul_add(-t, density(t), upper_tail(t)), 1.0};
+    } else if constexpr (is_single<P>) {
+      return gauss_single<P>(t).times(from_root<P>(t, slope_factor_single(t)));
     } else {
-      return gauss<P>(t).times(from_root<P>(t, slope_half(reciprocal(mul_add(kHalfScale, t, 1.0f)))));
+      return tail_and_slope<P>(t).slope;
     }
   }
 
-  template <class P>
-  static GELU_EXT_FN TailAndSlope<P> tail_and_slope(typename P::type t) {
-    if constexpr (std::is_same_v<P, DoublePrecision>) {
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN auto tail_and_slope(T t) {
+    if constexpr (is_double<P>) {
       const double p = upper_tail(t);
-      return {{t, p}, {mul_add(-t, density(t), p), 1.0}};
-    } else if constexpr (std::is_same_v<P, SinglePrecision>) {
-      const Exp2<P> e = gauss<P>(t);
-      const float w = mapped(t);
-      return {tail_single(e, w), e.times(from_root<P>(t, slope_single(w)))};
+      return TailAndSlope{Product<T>{t, p}, Product<T>{mul_add(-t, density(t), p), 1.0}};
+    } else if constexpr (is_single<P>) {
+      const Exp2<P> e = gauss_single<P>(t);
+      return TailAndSlope{e.times(tail_factor(t)).half(), e.times(from_root<P>(t, slope_factor_single(t)))};
     } else {
-      const Exp2<P> e = gauss<P>(t);
-      const float q = reciprocal(mul_add(kHalfScale, t, 1.0f));
-      return {e.times(t * (q * mills_half(q))), e.times(from_root<P>(t, slope_half(q)))};
+      // Phi(-t) = S(t) + t phi(t): the tail is one multiplication from the slope. The sum cancels to 1/t^2 of its
+      // terms, which costs 2e-6 in float16's smallest results and 1e-5 in bfloat16's.
+      const T e = scaled_exp2<P>(t * t, kGauss), s = from_root<P>(t, slope_factor_half(t));
+      return TailAndSlope{Product<T>{t * e, mul_add(t, kDensity, s)}, Product<T>{s, e}};
     }
   }
 
  private:
-  // exp(-t^2/2). SinglePrecision carries the rounding error of t^2 along: in the tail it is multiplied by up to 100.
-  template <class P>
-  static GELU_EXT_FN Exp2<P> gauss(float t) {
-    constexpr double k = -0.5 * kLog2E;
-    constexpr float k_hi = static_cast<float>(k), k_ratio = static_cast<float>((k - k_hi) / k_hi);
-    const float square = t * t;
-    if constexpr (std::is_same_v<P, SinglePrecision>) {
-      return Exp2<P>::of(square, k_hi, mul_add(square, k_ratio, fused(t, t, -square)));
-    } else {
-      return Exp2<P>::of(square, k_hi);
-    }
+  // exp(-t^2/2) = 2^(kGauss t^2)
+  static constexpr float kGauss = static_cast<float>(-0.5 * kLog2E);
+
+  // Carries the rounding error of t^2 along: in the tail it is multiplied by up to 100.
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN Exp2<P> gauss_single(T t) {
+    constexpr float k_ratio = static_cast<float>((-0.5 * kLog2E - kGauss) / kGauss);
+    const T square = t * t;
+    return Exp2<P>::of(square, kGauss, mul_add(square, k_ratio, fused(t, t, -square)));
   }
 
   // (t0 - t) g, where the slope at -t0 is zero.
-  template <class P>
-  static GELU_EXT_FN float from_root(float t, float g) {
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T from_root(T t, T g) {
     constexpr float kHigh = 0x1.80ead2p-1f, kLow = -0x1.a03fd4p-27f;
-    const float distance = kHigh - t;
-    return std::is_same_v<P, SinglePrecision> ? mul_add(distance, g, kLow * g) : distance * g;
+    const T distance = kHigh - t;
+    if constexpr (is_single<P>) return mul_add(distance, g, kLow * g);
+    return distance * g;
   }
 
-  // w = t/(1 + t/2), in [0, 2).
-  static GELU_EXT_FN float mapped(float t) {
-    const float sum = mul_add(0.5f, t, 1.0f), sum_error = mul_add(0.5f, t, 1.0f - sum);
-    return quotient(t, sum, sum_error, reciprocal(sum));
+  // What exp(-t^2/2) is multiplied by. Each is one polynomial per piece of [0, 15), or one for all of it, in a
+  // reciprocal that levels it.
+  template <class T>
+  using Pieces = GeluErfPieces<kPieces<T>>;
+
+  // 2 t Phi(-t) exp(t^2/2): twice, so that the tail is t/2 also for the smallest t.
+  template <class T>
+  static GELU_EXT_FN T tail_factor(T t) {
+    if constexpr (kPieces<T> != 0) {
+      return t * piecewise(Pieces<T>::mills, t);
+    } else {
+      // w (1/2 + M(w)) for w = t/(1 + t/2), in [0, 2)
+      const T sum = denominator(t), sum_error = mul_add(0.5f, t, 1.0f - sum);
+      const T w = quotient(t, sum, sum_error, reciprocal(sum));
+      return mul_add(w, mills_single(w), 0.5f * w);
+    }
   }
 
-  // t Phi(-t) = exp(-t^2/2) (w/2 + w M(w))/2. Halved last, so that it is t/2 also for the smallest t.
-  static GELU_EXT_FN Product<float> tail_single(Exp2<SinglePrecision> gauss, float w) {
-    return gauss.times(mul_add(w, mills_single(w), 0.5f * w)).half();
+  // G, so flat that its argument's rounding errors hardly matter.
+  template <class T>
+  static GELU_EXT_FN T slope_factor_single(T t) {
+    if constexpr (kPieces<T> != 0) {
+      return piecewise(Pieces<T>::slope_single, t);
+    } else {
+      return slope_single(t * reciprocal(denominator(t)));
+    }
   }
 
-  static GELU_EXT_FN float mills_single(float w) {
+  // 2^-33 G: scaled_exp2() is times 2^33.
+  template <class T>
+  static GELU_EXT_FN T slope_factor_half(T t) {
+    if constexpr (kPieces<T> != 0) {
+      return piecewise(Pieces<T>::slope_half, t);
+    } else {
+      return slope_half(reciprocal(t + kHalfShift));
+    }
+  }
+
+  // Phi(-t)
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN Exp2<P> half_upper_tail(T t) {
+    if constexpr (kPieces<T> != 0) {
+      return Exp2<P>::of(piecewise(Pieces<T>::log2_upper_tail, t));
+    } else {
+      // Nearly a parabola, so that one polynomial and one exp2 will do.
+      return Exp2<P>::of(half_log2_upper_tail(t), 2.0f);
+    }
+  }
+
+  template <class T>
+  static GELU_EXT_FN T denominator(T t) {
+    return mul_add(0.5f, t, 1.0f);
+  }
+
+  template <class T>
+  static GELU_EXT_FN T mills_single(T w) {
     return horner(w, -0x1.0e3bap-14f, 0x1.269366p-11f, -0x1.fd1e3p-10f, 0x1.dfb87cp-9f, -0x1.3428c8p-8f, 0x1.bd9fb2p-9f,
                   -0x1.e33032p-12f, 0x1.d75c74p-8f, 0x1.58d6bap-7f, -0x1.8831eap-5f, -0x1.3108bap-2f, 0x1p-1f);
   }
 
-  static GELU_EXT_FN float slope_single(float w) {
+  template <class T>
+  static GELU_EXT_FN T slope_single(T w) {
     return horner(w, -0x1.83e538p-18f, 0x1.7f22b2p-14f, -0x1.5a752ap-12f, 0x1.655572p-12f, -0x1.12dbd2p-11f,
                   0x1.17f44ap-10f, 0x1.995862p-8f, 0x1.2ebc36p-7f, -0x1.69c934p-3f, 0x1.54851ap-1f);
   }
 
   // log2(Phi(-t))/2
-  static GELU_EXT_FN float half_log2_upper_tail(float t) {
+  template <class T>
+  static GELU_EXT_FN T half_log2_upper_tail(T t) {
     return horner(t, -0x1.28351cp-30f, 0x1.4aebf6p-24f, -0x1.450536p-19f, 0x1.73cbaep-15f, -0x1.15b15ap-11f,
                   0x1.21ab5cp-8f, -0x1.bd9aa6p-6f, -0x1.d53ad8p-3f, -0x1.26b922p-1f, -0x1.00004ep-1f);
   }
 
-  // Phi(-t) = exp(-t^2/2) q M(q), q = 1/(1 + kHalfScale t).
-  static constexpr float kHalfScale = 0x1.b8p-2f;
+  // phi(0) and G in q = 1/(t + kHalfShift), both times 2^-33.
+  static constexpr float kHalfShift = 0x1.78p+1f, kDensity = 0x1.988454p-35f;
 
-  static GELU_EXT_FN float mills_half(float q) {
-    return horner(q, 0x1.d8ed62p-5f, -0x1.cdbad4p-3f, 0x1.d169p-3f, 0x1.715868p-4f, 0x1.6f553ep-3f, 0x1.5e1304p-3f);
-  }
-
-  static GELU_EXT_FN float slope_half(float q) {
-    return horner(q, -0x1.4fae06p-5f, 0x1.708308p-4f, 0x1.66405p-4f, 0x1.0988b6p-3f, 0x1.98889cp-2f);
+  template <class T>
+  static GELU_EXT_FN T slope_half(T q) {
+    return horner(q, -0x1.afc2p-31f, 0x1.59a63ap-31f, 0x1.caa37p-34f, 0x1.83a3f6p-34f, 0x1.30c4e2p-35f,
+                  0x1.988f6cp-35f);
   }
 
   // Phi(-t) = erfc(t/sqrt 2)/2. Rounding t/sqrt 2 alone would cost t^2 2^-53, so its error r is carried: a factor
@@ -160,25 +203,25 @@ struct GeluErf {
 template <class Argument>
 struct SigmoidGate {
   template <class P>
-  static constexpr typename P::type limit = Argument::template limit<P>;
+  static constexpr typename P::scalar limit = Argument::template limit<P>;
 
-  template <class P>
-  static GELU_EXT_FN ProductOf<P> tail(typename P::type t) {
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN auto tail(T t) {
     const Exp2<P> e = Argument::template exp_minus<P>(t);
     return e.times(OnePlus<P>(e).divide(t));
   }
 
-  template <class P>
-  static GELU_EXT_FN ProductOf<P> tail_slope(typename P::type t) {
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN auto tail_slope(T t) {
     return tail_and_slope<P>(t).slope;
   }
 
-  template <class P>
-  static GELU_EXT_FN TailAndSlope<P> tail_and_slope(typename P::type t) {
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN auto tail_and_slope(T t) {
     const Exp2<P> e = Argument::template exp_minus<P>(t);
     const OnePlus<P> one_plus_e(e);
-    const auto numerator = Argument::template slope_numerator<P>(t, e.times(1));
-    return {e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide(one_plus_e.divide(numerator)))};
+    const T numerator = Argument::template slope_numerator<P>(t, e.whole());
+    return TailAndSlope{e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide(one_plus_e.divide(numerator)))};
   }
 
  private:
@@ -186,14 +229,20 @@ struct SigmoidGate {
   struct OnePlus {
     using T = typename P::type;
 
-    T sum, sum_error, rough_reciprocal;
+    T sum, sum_error, inverse;
 
     explicit GELU_EXT_FN OnePlus(Exp2<P> e)
-        : sum(e.times(1).plus(1)), sum_error(e.times(1).plus(1 - sum)), rough_reciprocal(reciprocal(sum)) {}
+        : sum(e.whole().plus(1)), sum_error(e.whole().plus(1 - sum)), inverse(inverse_of(sum)) {}
 
     GELU_EXT_FN T divide(T a) const {
-      if constexpr (std::is_same_v<P, SinglePrecision>) return quotient(a, sum, sum_error, rough_reciprocal);
-      return a * rough_reciprocal;
+      if constexpr (is_single<P>) return quotient(a, sum, sum_error, inverse);
+      return a * inverse;
+    }
+
+   private:
+    static GELU_EXT_FN T inverse_of(T sum) {
+      if constexpr (is_single<P>) return rough_reciprocal(sum);
+      return reciprocal(sum);
     }
   };
 };
@@ -204,12 +253,12 @@ struct TanhArgument {
   static constexpr double kLinear = 0x1.9884533d43651p+0;  // sqrt(8/pi)
 
   template <class P>
-  static constexpr typename P::type limit = std::is_same_v<P, DoublePrecision> ? 24.0 : 11.75;
+  static constexpr typename P::scalar limit = is_double<P> ? 24.0 : 11.75;
 
   template <class P>
   static GELU_EXT_FN Exp2<P> exp_minus(typename P::type t) {
     constexpr double a = -kLinear * kLog2E, b = a * kCubic;
-    if constexpr (std::is_same_v<P, DoublePrecision>) {
+    if constexpr (is_double<P>) {
       return {::exp(-kLinear * (t * mul_add(kCubic * t, t, 1.0)))};
     } else if constexpr (std::is_same_v<P, HalfPrecision>) {
       return Exp2<P>::of(t, mul_add(static_cast<float>(b), t * t, static_cast<float>(a)));
@@ -219,19 +268,19 @@ struct TanhArgument {
       constexpr float a_hi = static_cast<float>(static_cast<int>(a * 0x1p19) * 0x1p-19);
       constexpr float a_lo = static_cast<float>(a - a_hi);
       constexpr float b_hi = static_cast<float>(b), b_lo = static_cast<float>(b - b_hi);
-      const float square = t * t, square_error = fused(t, t, -square);
-      const float m = mul_add(b_hi, square, a_hi);
-      const float m_lo = fused(b_hi, square, a_hi - m) + mul_add(b_hi, square_error, mul_add(b_lo, square, a_lo));
+      const auto square = t * t, square_error = fused(t, t, -square);
+      const auto m = mul_add(b_hi, square, a_hi);
+      const auto m_lo = fused(b_hi, square, a_hi - m) + mul_add(b_hi, square_error, mul_add(b_lo, square, a_lo));
       return Exp2<P>::of(m, t, m_lo);
     }
   }
 
   // 1 + e - t z'(t), z' = a + b t^2
-  template <class P>
-  static GELU_EXT_FN typename P::type slope_numerator(typename P::type t, ProductOf<P> e) {
-    using T = typename P::type;
-    constexpr T a = static_cast<T>(kLinear), b = static_cast<T>(3 * kLinear * kCubic);
-    if constexpr (std::is_same_v<P, SinglePrecision>) {
+  template <class P, class E, class T = typename P::type>
+  static GELU_EXT_FN T slope_numerator(T t, E e) {
+    using S = typename P::scalar;
+    constexpr S a = static_cast<S>(kLinear), b = static_cast<S>(3 * kLinear * kCubic);
+    if constexpr (is_single<P>) {
       constexpr float a_lo = static_cast<float>(kLinear - a);
       return fused(-a, t, 1.0f) + mul_add(-b * (t * t), t, mul_add(-a_lo, t, e.value()));
     } else {
@@ -245,12 +294,12 @@ struct QuickArgument {
   static constexpr double kLinear = 1.702;
 
   template <class P>
-  static constexpr typename P::type limit = std::is_same_v<P, DoublePrecision> ? 460.0 : 80.0;
+  static constexpr typename P::scalar limit = is_double<P> ? 460.0 : 80.0;
 
   template <class P>
   static GELU_EXT_FN Exp2<P> exp_minus(typename P::type t) {
     constexpr double a = -kLinear * kLog2E;
-    if constexpr (std::is_same_v<P, DoublePrecision>) {
+    if constexpr (is_double<P>) {
       return {::exp(-kLinear * t)};
     } else if constexpr (std::is_same_v<P, HalfPrecision>) {
       return Exp2<P>::of(t, static_cast<float>(a));
@@ -261,11 +310,11 @@ struct QuickArgument {
   }
 
   // 1 + e - t z'(t), z' = a
-  template <class P>
-  static GELU_EXT_FN typename P::type slope_numerator(typename P::type t, ProductOf<P> e) {
-    using T = typename P::type;
-    constexpr T a = static_cast<T>(kLinear);
-    if constexpr (std::is_same_v<P, SinglePrecision>) {
+  template <class P, class E, class T = typename P::type>
+  static GELU_EXT_FN T slope_numerator(T t, E e) {
+    using S = typename P::scalar;
+    constexpr S a = static_cast<S>(kLinear);
+    if constexpr (is_single<P>) {
       constexpr float a_lo = static_cast<float>(kLinear - a);
       return fused(-a, t, 1.0f) + mul_add(-a_lo, t, e.value());
     } else {
@@ -300,16 +349,26 @@ struct Activation {
   static GELU_EXT_FN T slope(T x) { return slope(x, Form::template tail_slope<P>(clamped(x))); }
 
   static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
-    const TailAndSlope<P> both = Form::template tail_and_slope<P>(clamped(x));
+    const auto both = Form::template tail_and_slope<P>(clamped(x));
     return {value(x, both.tail), slope(x, both.slope)};
   }
 
  private:
   static GELU_EXT_FN T clamped(T x) { return clamped_magnitude(x, Form::template limit<P>); }
 
-  static GELU_EXT_FN T value(T x, Product<T> tail) { return tail.subtracted_from(max0(x)); }
+  template <class Tail>
+  static GELU_EXT_FN T value(T x, Tail tail) {
+    return tail.subtracted_from(max0(x));
+  }
 
-  static GELU_EXT_FN T slope(T x, Product<T> s) { return x > 0 ? s.subtracted_from(1) : s.plus(max0(x)); }
+  template <class Slope>
+  static GELU_EXT_FN T slope(T x, Slope s) {
+    if constexpr (std::is_arithmetic_v<T>) {
+      return x > 0 ? s.subtracted_from(1) : s.plus(max0(x));
+    } else {
+      return select_positive(x, s.subtracted_from(1), s.plus(max0(x)));
+    }
+  }
 };
 
 }  // namespace gelu_ext

@@ -1,7 +1,7 @@
-// The primitives that the activations are written in: fused multiply-add, clamps, quotient, 2^p.
-// Knows <cmath> and nothing else. Host versions are branch-free, so that g++ vectorises the loops around them; device
-// versions use the special-function unit. Both compilers run with floating-point contraction off: what is fused is
-// written here as fused, so the host and the device round alike wherever they do not use that unit.
+// The primitives that the activations are written in, for one float or double: fused multiply-add, clamps, quotient,
+// 2^p. Knows <cmath> and nothing else. The CPU kernels add the same primitives for packs of floats (cpu/pack.h), so
+// nothing here branches. Both compilers run with floating-point contraction off: what is fused is written here as
+// fused, so the host and the device round alike wherever the device does not use its special-function unit.
 #pragma once
 
 #include <cmath>
@@ -23,16 +23,24 @@
 
 namespace gelu_ext {
 
-// How exact a result has to be, chosen by the storage type: `type` is what the arithmetic is done in.
+// How exact a result has to be, chosen by the storage type: `type` is what the arithmetic is done in, one `scalar` or
+// a pack of them.
 struct HalfPrecision {  // for float16 and bfloat16 results: relative error about 1e-6
+  using scalar = float;
   using type = float;
 };
 struct SinglePrecision {  // for float32 results: a few units in the last place
+  using scalar = float;
   using type = float;
 };
 struct DoublePrecision {
+  using scalar = double;
   using type = double;
 };
+template <class P>
+inline constexpr bool is_single = std::is_base_of_v<SinglePrecision, P>;
+template <class P>
+inline constexpr bool is_double = std::is_base_of_v<DoublePrecision, P>;
 
 GELU_EXT_FN uint32_t to_bits(float x) {
 #if defined(__CUDA_ARCH__)
@@ -113,19 +121,23 @@ struct Product {
   T a, b;
 
   GELU_EXT_FN T value() const { return a * b; }
-  GELU_EXT_FN Product half() const { return {a, T(0.5) * b}; }
+  GELU_EXT_FN Product half() const { return {a, T(0.5f) * b}; }
   GELU_EXT_FN T plus(T c) const { return mul_add(a, b, c); }
   GELU_EXT_FN T subtracted_from(T c) const { return mul_add(-a, b, c); }
 };
 
 // c[0] x^(n-1) + ... + c[n-1]: coefficients highest degree first.
 template <class T>
-GELU_EXT_FN T horner(T, T c) {
-  return c;
+GELU_EXT_FN T horner_step(T, T sum) {
+  return sum;
 }
 template <class T, class... Rest>
-GELU_EXT_FN T horner(T x, T c0, T c1, Rest... rest) {
-  return horner(x, mul_add(c0, x, c1), rest...);
+GELU_EXT_FN T horner_step(T x, T sum, float c, Rest... rest) {
+  return horner_step(x, mul_add(sum, x, T(c)), rest...);
+}
+template <class T, class... Rest>
+GELU_EXT_FN T horner(T x, float leading, Rest... rest) {
+  return horner_step(x, T(leading), rest...);
 }
 
 // min(|x|, limit); for a NaN the limit. On the host it is a minimum of integers, because g++ specialises what follows a
@@ -157,7 +169,7 @@ GELU_EXT_FN T max0(T x) {
   return x < T(-0.0) ? T(-0.0) : x;
 }
 
-// 1 / x; the device's unit is good to about 1 ulp.
+// 1 / x to about 1 ulp.
 template <class T>
 GELU_EXT_FN T reciprocal(T x) {
 #if defined(GELU_EXT_DEVICE_ARITHMETIC)
@@ -166,11 +178,38 @@ GELU_EXT_FN T reciprocal(T x) {
   return 1 / x;
 }
 
-// a / (b + b_lo) to about half a unit in the last place, given q = 1/b to a few.
-GELU_EXT_FN float quotient(float a, float b, float b_lo, float q) {
-  const float rough = a * q;
+// 1 / x to 2^-13 or better.
+template <class T>
+GELU_EXT_FN T rough_reciprocal(T x) {
+  return reciprocal(x);
+}
+
+// a / (b + b_lo) to about half a unit in the last place, given q = 1/b to 2^-13.
+template <class T>
+GELU_EXT_FN T quotient(T a, T b, T b_lo, T q) {
+  const T rough = a * q;
   return mul_add(mul_add(-b_lo, rough, fused(-b, rough, a)), q, rough);
 }
+
+// The integer n nearest to a b, in a form of its own: here n + kShift, which has n in its low bits.
+inline constexpr float kShift = 0x1.8p23f;
+
+GELU_EXT_FN float nearest_integer(float a, float b) { return mul_add(a, b, kShift); }
+GELU_EXT_FN float nearest_integer(float a) { return a + kShift; }
+GELU_EXT_FN float minus_integer(float n) { return kShift - n; }
+
+// x 2^n in factors of which the last rounds: up to there all stays normal.
+inline constexpr int kLowestPower = -160;         // 0 below: a factor up to 2^10 still makes the right subnormals
+inline constexpr float kPowerUnscale = 0x1p-33f;  // 2^(kLowestPower + 127)
+
+GELU_EXT_FN Product<float> times_power_of_2(float x, float n) {
+  const int32_t power = static_cast<int32_t>(to_bits(n)) - static_cast<int32_t>(to_bits(kShift));
+  const int32_t bounded = power > kLowestPower ? power : kLowestPower;
+  return {x * from_bits(static_cast<uint32_t>(bounded - kLowestPower) << 23), kPowerUnscale};
+}
+
+// x 2^n / kPowerUnscale, so far
+GELU_EXT_FN float scaled_power_of_2(float x, float n) { return times_power_of_2(x, n).a; }
 
 // 2^((a + a_lo) b) for -2^20 < a b <= 0, |a_lo b| << 1; a b is not rounded. It is kept in factors of which the last
 // rounds, so that products with it are rounded once, also where they are subnormal, and fused with what is added to
@@ -187,32 +226,41 @@ struct Exp2<HalfPrecision> {
   static GELU_EXT_FN Exp2 of(float a, float b) { return {special_exp2(a * (0.5f * b))}; }
 
   GELU_EXT_FN Product<float> times(float factor) const { return {factor * root, root}; }
+  GELU_EXT_FN Product<float> whole() const { return {root, root}; }
 };
 #endif
 
-// (1 + excess) * scale * kUnscale = 2^r * 2^n, n the nearest integer: all but the last multiplication stay normal.
+// (1 + excess) 2^n, n the nearest integer.
 template <class P>
 struct Exp2 {
-  static constexpr int kLowest = -160;  // 0 below: a factor up to 2^10 still makes the right subnormals and zeros
-  static constexpr float kUnscale = 0x1p-33f;  // 2^(kLowest + 127)
-  static constexpr float kShift = 0x1.8p23f;   // adding it rounds to an integer, held in the low bits
+  using T = typename P::type;
 
-  float excess;  // 2^r - 1
-  float scale;
+  T excess;  // 2^r - 1
+  T n;
 
-  static GELU_EXT_FN Exp2 of(float a, float b, float a_lo = 0.0f) {
-    const float shifted = mul_add(a, b, kShift);
-    const int32_t n = static_cast<int32_t>(to_bits(shifted)) - static_cast<int32_t>(to_bits(kShift));
-    constexpr bool single = std::is_same_v<P, SinglePrecision>;
-    const float r = single ? mul_add(a_lo, b, fused(a, b, kShift - shifted)) : mul_add(a, b, kShift - shifted);
-    return {r * excess_over(r), from_bits(static_cast<uint32_t>((n > kLowest ? n : kLowest) - kLowest) << 23)};
+  static GELU_EXT_FN Exp2 of(T a, T b, T a_lo = 0.0f) {
+    const T n = nearest_integer(a, b);
+    T r;
+    if constexpr (is_single<P>) {
+      r = mul_add(a_lo, b, fused(a, b, minus_integer(n)));
+    } else {
+      r = mul_add(a, b, minus_integer(n));
+    }
+    return {r * excess_over(r), n};
   }
 
-  GELU_EXT_FN Product<float> times(float factor) const { return {mul_add(factor, excess, factor) * scale, kUnscale}; }
+  // the same for a <= 0 instead of a b
+  static GELU_EXT_FN Exp2 of(T a) {
+    const T n = nearest_integer(a), r = a + minus_integer(n);
+    return {r * excess_over(r), n};
+  }
+
+  GELU_EXT_FN auto times(T factor) const { return times_power_of_2(mul_add(factor, excess, factor), n); }
+  GELU_EXT_FN auto whole() const { return times_power_of_2(1 + excess, n); }
 
   // (2^r - 1)/r
-  static GELU_EXT_FN float excess_over(float r) {
-    if constexpr (std::is_same_v<P, SinglePrecision>) {
+  static GELU_EXT_FN T excess_over(T r) {
+    if constexpr (is_single<P>) {
       return horner(r, 0x1.416b5ep-13f, 0x1.5f082ep-10f, 0x1.3b2dep-7f, 0x1.c6af7cp-5f, 0x1.ebfbdcp-3f, 0x1.62e43p-1f);
     } else {
       return horner(r, 0x1.5bda9p-10f, 0x1.3ce8b2p-7f, 0x1.c6b6d8p-5f, 0x1.ebf9c2p-3f, 0x1.62e42ap-1f);
@@ -222,9 +270,41 @@ struct Exp2 {
 
 template <>
 struct Exp2<DoublePrecision> {
-  double whole;
+  double value;
 
-  GELU_EXT_FN Product<double> times(double factor) const { return {factor, whole}; }
+  GELU_EXT_FN Product<double> times(double factor) const { return {factor, value}; }
+  GELU_EXT_FN Product<double> whole() const { return {1, value}; }
 };
+
+// 2^(a b) 2^33, which is normal for all that 16-bit results can be: a single factor of products whose other one is
+// times 2^-33. As exact as Exp2 in the tail, but off by up to 1.3e-6 near 1.
+template <class P>
+GELU_EXT_FN typename P::type scaled_exp2(typename P::type a, typename P::type b) {
+  static_assert(kPowerUnscale == 0x1p-33f, "the scale is the same on the host and the device");
+#if defined(GELU_EXT_DEVICE_ARITHMETIC)
+  return special_exp2(mul_add(a, b, 33.0f));
+#else
+  const Exp2<P> e = Exp2<P>::of(a, b);
+  return scaled_power_of_2(1 + e.excess, e.n);
+#endif
+}
+
+// Into how many pieces of [0, 15) arithmetic in T can divide what it computes, each with coefficients of its own looked
+// up in a register; 0: it cannot.
+template <class T, class = void>
+inline constexpr int kPieces = 0;
+template <class T>
+inline constexpr int kPieces<T, std::void_t<decltype(T::kPieces)>> = T::kPieces;
+
+// The polynomial of the piece that t lies in, about its centre. Rows of the table: centres, then coefficients, highest
+// degree first.
+template <class T, int Rows, int Pieces>
+GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t) {
+  const auto piece = piece_of(t);
+  const T distance = t - look_up(table[0], piece);
+  T sum = look_up(table[1], piece);
+  for (int row = 2; row < Rows; ++row) sum = mul_add(sum, distance, look_up(table[row], piece));
+  return sum;
+}
 
 }  // namespace gelu_ext

@@ -11,7 +11,6 @@
 #pragma GCC target("avx2,fma,f16c")
 // The compiler's own macros (__FMA__, ...) do not follow the pragma in C++.
 #define GELU_EXT_HAS_FMA 1
-#define GELU_EXT_HAS_F16C 1
 #define GELU_EXT_HAS_AVX2 1
 #endif
 

@@ -8,12 +8,13 @@
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
 #include <immintrin.h>
 // GCC 12 sees its own _mm512_undefined_ps() as a mistake of ours.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
 // The compiler's own macros (__FMA__, ...) do not follow the pragma in C++.
 #define GELU_EXT_HAS_FMA 1
-#define GELU_EXT_HAS_F16C 1
+#define GELU_EXT_HAS_AVX2 1
 #define GELU_EXT_HAS_AVX512 1
 #endif
 

@@ -13,7 +13,7 @@ namespace {
 
 std::vector<const InstructionSet*> available_sets() {
   std::vector<const InstructionSet*> sets;
-  for (const InstructionSet* set : {avx512_set(), avx2_set(), baseline_set()}) {
+  for (const InstructionSet* set : {avx512_bf16_set(), avx512_set(), avx2_set(), baseline_set()}) {
     if (set != nullptr && set->available()) sets.push_back(set);
   }
   return sets;

@@ -30,6 +30,7 @@ struct InstructionSet {
 const InstructionSet* baseline_set();
 const InstructionSet* avx2_set();
 const InstructionSet* avx512_set();
+const InstructionSet* avx512_bf16_set();
 
 // The set in use: GELU_EXT_CPU_ISA by name, else the best available. Throws std::runtime_error for a name that is not
 // available.

@@ -1,16 +1,9 @@
-// The row loops: plain scalar code over blocks, which the compiler vectorises for the instruction set of the file that
-// includes this one. That file opens its target region and its own namespace first, so that nothing compiled here can
-// be shared with another instruction set by the linker. Includes nothing: standard headers do not belong in a target
-// region.
+// The row loops of one instruction set. The file that includes this one opens its target region and its own namespace
+// first, so that nothing compiled here can be shared with another instruction set by the linker. Includes no standard
+// header: those do not belong in a target region.
 
-#include "block_io.h"
-
-template <DType D>
-struct Types {
-  using P = typename PrecisionOf<D>::type;
-  using T = typename P::type;
-  using S = typename StorageOf<D>::type;
-};
+#include "pack.h"
+#include "storage.h"
 
 template <class S>
 const S* at(const ConstMatrix& m, int64_t row, int64_t col) {
@@ -18,116 +11,93 @@ const S* at(const ConstMatrix& m, int64_t row, int64_t col) {
 }
 template <class S>
 S* at(const Matrix& m, int64_t row, int64_t col) {
-  return m.data == nullptr ? nullptr : static_cast<S*>(m.data) + row * m.row_stride + col;
+  return static_cast<S*>(m.data) + row * m.row_stride + col;
 }
 
-// f(row, col, n) for every block of the tile, in the order of memory.
-template <class F>
-void for_each_block(const Tile& tile, F&& f) {
+// f(precision, row, col, n) for every pack of the tile, in the order of memory: n elements, packs of four registers as
+// long as they are whole, then of one.
+template <DType D, class F>
+GELU_EXT_FN void for_each_pack(const Tile& tile, F&& f) {
+  using Wide = Packed<typename PrecisionOf<D>::type, 4>;
+  using Narrow = Packed<typename PrecisionOf<D>::type, 1>;
+  constexpr Whole<typename Wide::type> wide;
+  constexpr Whole<typename Narrow::type> narrow;
   for (int64_t row = tile.row_begin; row < tile.row_end; ++row) {
-    for (int64_t col = tile.col_begin; col < tile.col_end; col += kBlock) {
-      const int64_t left = tile.col_end - col;
-      f(row, col, static_cast<int>(left < kBlock ? left : kBlock));
-    }
+    int64_t col = tile.col_begin;
+    for (; col + wide <= tile.col_end; col += wide) f(Wide{}, row, col, wide);
+    for (; col + narrow <= tile.col_end; col += narrow) f(Narrow{}, row, col, narrow);
+    if (col < tile.col_end) f(Narrow{}, row, col, static_cast<int>(tile.col_end - col));
   }
+}
+
+// The bias of a pack: -0 where there is none, since x + -0 is x for every x, -0 too.
+template <class P, class N>
+GELU_EXT_FN typename P::type bias_at(const void* bias, int64_t col, N n) {
+  using T = typename P::type;
+  return bias == nullptr ? T(-0.0f) : load<T>(static_cast<const typename P::scalar*>(bias) + col, n);
+}
+
+template <class P, class N>
+GELU_EXT_FN void add_to(void* sum, int64_t col, const typename P::type& terms, N n) {
+  if (sum == nullptr) return;
+  auto* at = static_cast<typename P::scalar*>(sum) + col;
+  store(at, load<typename P::type>(at, n) + terms, n);
 }
 
 template <class Form, DType D>
 void bias_act_forward_tile(const BiasActForward& p, const void* bias, const Tile& tile) {
-  using S = typename Types<D>::S;
-  using T = typename Types<D>::T;
-  using Act = Activation<Form, typename Types<D>::P>;
-  Source<S, T> x_block;
-  Sink<S, T> out_block;
-  Bias<T> bias_block(bias);
-  for_each_block(tile, [&](int64_t row, int64_t col, int n) {
-    const T* __restrict__ x = x_block.read(at<S>(p.x, row, col), n);
-    const T* __restrict__ b = bias_block.read(col, n);
-    S* out = at<S>(p.out, row, col);
-    T* __restrict__ y = out_block.begin(out, n);
-#pragma GCC ivdep
-    for (int i = 0, end = padded(n); i < end; ++i) y[i] = Act::value(x[i] + b[i]);
-    out_block.finish(out, n);
+  using S = typename StorageOf<D>::type;
+  for_each_pack<D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) {
+    using P = decltype(precision);
+    using T = typename P::type;
+    const T z = load<T>(at<S>(p.x, row, col), n) + bias_at<P>(bias, col, n);
+    store(at<S>(p.out, row, col), Activation<Form, P>::value(z), n);
   });
-}
-
-template <class T>
-void add_to(T* __restrict__ sum, const T* __restrict__ terms, int n) {
-  for (int i = 0; i < n; ++i) sum[i] += terms[i];
 }
 
 template <class Form, DType D>
 void bias_act_backward_tile(const BiasActBackward& p, const void* bias, void* sum, const Tile& tile) {
-  using S = typename Types<D>::S;
-  using T = typename Types<D>::T;
-  using Act = Activation<Form, typename Types<D>::P>;
-  Source<S, T> x_block, g_block;
-  Sink<S, T> out_block;
-  Bias<T> bias_block(bias);
-  for_each_block(tile, [&](int64_t row, int64_t col, int n) {
-    const T* __restrict__ x = x_block.read(at<S>(p.x, row, col), n);
-    const T* __restrict__ g = g_block.read(at<S>(p.grad_out, row, col), n);
-    const T* __restrict__ b = bias_block.read(col, n);
-    S* grad_x = at<S>(p.grad_x, row, col);
-    T* __restrict__ d = out_block.begin(grad_x, n);
-#pragma GCC ivdep
-    for (int i = 0, end = padded(n); i < end; ++i) d[i] = g[i] * Act::slope(x[i] + b[i]);
-    if (sum != nullptr) add_to(static_cast<T*>(sum) + col, d, n);
-    out_block.finish(grad_x, n);
+  using S = typename StorageOf<D>::type;
+  for_each_pack<D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) {
+    using P = decltype(precision);
+    using T = typename P::type;
+    const T z = load<T>(at<S>(p.x, row, col), n) + bias_at<P>(bias, col, n);
+    const T grad_x = load<T>(at<S>(p.grad_out, row, col), n) * Activation<Form, P>::slope(z);
+    add_to<P>(sum, col, grad_x, n);
+    if (p.grad_x.data != nullptr) store(at<S>(p.grad_x, row, col), grad_x, n);
   });
 }
 
 template <class Form, DType D>
 void gated_act_forward_tile(const GatedActForward& p, const void* activated_bias, const void* linear_bias,
                             const Tile& tile) {
-  using S = typename Types<D>::S;
-  using T = typename Types<D>::T;
-  using Act = Activation<Form, typename Types<D>::P>;
-  Source<S, T> activated_block, linear_block;
-  Sink<S, T> out_block;
-  Bias<T> activated_bias_block(activated_bias), linear_bias_block(linear_bias);
-  for_each_block(tile, [&](int64_t row, int64_t col, int n) {
-    const T* __restrict__ a = activated_block.read(at<S>(p.activated, row, col), n);
-    const T* __restrict__ l = linear_block.read(at<S>(p.linear, row, col), n);
-    const T* __restrict__ ab = activated_bias_block.read(col, n);
-    const T* __restrict__ lb = linear_bias_block.read(col, n);
-    S* out = at<S>(p.out, row, col);
-    T* __restrict__ y = out_block.begin(out, n);
-#pragma GCC ivdep
-    for (int i = 0, end = padded(n); i < end; ++i) y[i] = Act::value(a[i] + ab[i]) * (l[i] + lb[i]);
-    out_block.finish(out, n);
+  using S = typename StorageOf<D>::type;
+  for_each_pack<D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) {
+    using P = decltype(precision);
+    using T = typename P::type;
+    const T z = load<T>(at<S>(p.activated, row, col), n) + bias_at<P>(activated_bias, col, n);
+    const T value = Activation<Form, P>::value(z);
+    const T linear = load<T>(at<S>(p.linear, row, col), n) + bias_at<P>(linear_bias, col, n);
+    store(at<S>(p.out, row, col), value * linear, n);
   });
 }
 
 template <class Form, DType D>
 void gated_act_backward_tile(const GatedActBackward& p, const void* activated_bias, const void* linear_bias,
                              void* activated_sum, void* linear_sum, const Tile& tile) {
-  using S = typename Types<D>::S;
-  using T = typename Types<D>::T;
-  using Act = Activation<Form, typename Types<D>::P>;
-  Source<S, T> activated_block, linear_block, g_block;
-  Sink<S, T> activated_out, linear_out;
-  Bias<T> activated_bias_block(activated_bias), linear_bias_block(linear_bias);
-  for_each_block(tile, [&](int64_t row, int64_t col, int n) {
-    const T* __restrict__ a = activated_block.read(at<S>(p.activated, row, col), n);
-    const T* __restrict__ l = linear_block.read(at<S>(p.linear, row, col), n);
-    const T* __restrict__ g = g_block.read(at<S>(p.grad_out, row, col), n);
-    const T* __restrict__ ab = activated_bias_block.read(col, n);
-    const T* __restrict__ lb = linear_bias_block.read(col, n);
-    S* grad_activated = at<S>(p.grad_activated, row, col);
-    S* grad_linear = at<S>(p.grad_linear, row, col);
-    T* __restrict__ da = activated_out.begin(grad_activated, n);
-    T* __restrict__ dl = linear_out.begin(grad_linear, n);
-#pragma GCC ivdep
-    for (int i = 0, end = padded(n); i < end; ++i) {
-      const auto both = Act::value_and_slope(a[i] + ab[i]);
-      da[i] = g[i] * (l[i] + lb[i]) * both.slope;
-      dl[i] = g[i] * both.value;
-    }
-    if (activated_sum != nullptr) add_to(static_cast<T*>(activated_sum) + col, da, n);
-    if (linear_sum != nullptr) add_to(static_cast<T*>(linear_sum) + col, dl, n);
-    activated_out.finish(grad_activated, n);
-    linear_out.finish(grad_linear, n);
+  using S = typename StorageOf<D>::type;
+  for_each_pack<D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) {
+    using P = decltype(precision);
+    using T = typename P::type;
+    const T z = load<T>(at<S>(p.activated, row, col), n) + bias_at<P>(activated_bias, col, n);
+    const auto both = Activation<Form, P>::value_and_slope(z);
+    const T grad_out = load<T>(at<S>(p.grad_out, row, col), n);
+    const T linear = load<T>(at<S>(p.linear, row, col), n) + bias_at<P>(linear_bias, col, n);
+    const T grad_activated = grad_out * linear * both.slope, grad_linear = grad_out * both.value;
+    add_to<P>(activated_sum, col, grad_activated, n);
+    add_to<P>(linear_sum, col, grad_linear, n);
+    if (p.grad_activated.data != nullptr) store(at<S>(p.grad_activated, row, col), grad_activated, n);
+    if (p.grad_linear.data != nullptr) store(at<S>(p.grad_linear, row, col), grad_linear, n);
   });
 }
 
@@ -162,10 +132,14 @@ inline void gated_act_backward(const GatedActBackward& p, const void* activated_
 inline void widen_vector(DType arithmetic, DType from, const void* src, void* dst, int64_t n) {
   with_dtype(from, [&](auto dtype) {
     const auto* typed = static_cast<const typename StorageOf<dtype()>::type*>(src);
-    if (arithmetic == DType::float64) {
-      widen(typed, static_cast<double*>(dst), n);
-    } else if constexpr (dtype() != DType::float64) {
-      widen(typed, static_cast<float*>(dst), n);
+    if constexpr (dtype() != DType::float64) {
+      for (int64_t i = 0; i < n; ++i) {
+        if (arithmetic == DType::float64) {
+          static_cast<double*>(dst)[i] = widen_one(typed[i]);
+        } else {
+          static_cast<float*>(dst)[i] = widen_one(typed[i]);
+        }
+      }
     }
   });
 }

@@ -1,7 +1,8 @@
-"""Reproduces every fitted number of csrc/activations.h and csrc/scalar_math.h, in the syntax in which it stands there.
+"""Reproduces every fitted number of csrc, in the syntax in which it stands there.
 
-    python csrc/fit/fit.py            prints each line of source with the errors of its fit
+    python csrc/fit/fit.py            prints each line of activations.h and scalar_math.h with the errors of its fit
     python csrc/fit/fit.py --check    also fails unless the headers carry exactly these lines
+    python csrc/fit/fit.py --write    also writes csrc/pieces.h
 
 Errors are relative, in what the polynomial is multiplied into. Needs mpmath and numpy.
 """
@@ -11,9 +12,12 @@ import sys
 from pathlib import Path
 
 import mpmath as mp
+from pieces import PiecewiseFit, piecewise_fit
 from remez import Fit, Function, fit, to_float32
 
-HEADERS = [Path(__file__).parents[1] / name for name in ("activations.h", "scalar_math.h")]
+CSRC = Path(__file__).parents[1]
+HEADERS = [CSRC / name for name in ("activations.h", "scalar_math.h")]
+PIECES = CSRC / "pieces.h"
 
 # Where t is clamped: exp(-t^2/2) is 2^-160 there, and float32 results have long been zero.
 LIMIT = 14.9
@@ -94,29 +98,58 @@ def single_fits() -> tuple[Fit, Fit]:
     )
 
 
-# Where a quartic happens to fit G well: 0.41 is its best, and M prefers more.
-HALF_SCALE = 0.4296875
+HALF_SHIFT = 2.9375  # where a quintic happens to fit G well
+HALF_UNIT = mp.mpf(2) ** -33  # what undoes scaled_exp2()'s scale
 
 
-def half_fits() -> tuple[Fit, Fit]:
-    """M and G in q = 1/(1 + HALF_SCALE t): Phi(-t) = exp(-t^2/2) q M."""
+def half_slope(t: mp.mpf) -> mp.mpf:
+    return slope_over_root(t) * HALF_UNIT
 
-    def t_of(q: mp.mpf) -> mp.mpf:
-        return (1 / q - 1) / mp.mpf(HALF_SCALE)
 
-    def m(q: mp.mpf) -> mp.mpf:
-        return gauss_free(upper_tail)(t_of(q)) / q
+def half_slope_weight(t: mp.mpf) -> mp.mpf:
+    """For the slope and for Phi(-t) = tail_slope(t) + t phi(t)."""
+    cancellation = abs(tail_slope(t)) / upper_tail(t)
+    return max(half_weight(slope_size(t)), half_weight(upper_tail(t)) * cancellation) / half_slope(t)
 
-    interval = (1 / (1 + HALF_SCALE * LIMIT), 1)
-    return (
-        fit(m, lambda q: half_weight(upper_tail(t_of(q))) / m(q), interval, degree=5),
-        fit(
-            lambda q: slope_over_root(t_of(q)),
-            lambda q: half_weight(slope_size(t_of(q))) / slope_over_root(t_of(q)),
-            interval,
-            degree=4,
-        ),
+
+def half_fit() -> Fit:
+    """HALF_UNIT G in q = 1/(t + HALF_SHIFT)"""
+    return fit(
+        lambda q: half_slope(1 / q - HALF_SHIFT),
+        lambda q: half_slope_weight(1 / q - HALF_SHIFT),
+        (1 / (LIMIT + HALF_SHIFT), 1 / HALF_SHIFT),
+        degree=5,
     )
+
+
+def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
+    """What the exact form looks up, degrees for 16 and for 8 pieces."""
+
+    def log2_upper_tail(t: mp.mpf) -> mp.mpf:
+        return mp.log(upper_tail(t), 2)
+
+    def twice_mills(t: mp.mpf) -> mp.mpf:
+        return 2 * gauss_free(upper_tail)(t)
+
+    tables = {
+        "mills": (twice_mills, lambda t: single_weight(upper_tail(t)) / twice_mills(t), {16: 6, 8: 8}),
+        "slope_single": (
+            slope_over_root,
+            lambda t: single_weight(slope_size(t)) / slope_over_root(t),
+            {16: 5, 8: 6},
+        ),
+        "log2_upper_tail": (
+            log2_upper_tail,
+            lambda t: mp.log(2) * half_weight(upper_tail(t)),
+            {16: 3, 8: 4},
+        ),
+        "slope_half": (half_slope, half_slope_weight, {16: 4, 8: 5}),
+    }
+    singles = ("mills", "slope_single")
+    return {
+        name: piecewise_fit(f, weight, count, degrees[count], LIMIT, exact_centre=name in singles)
+        for name, (f, weight, degrees) in tables.items()
+    }
 
 
 def c_hex(x: float, suffix: str = "") -> str:
@@ -131,6 +164,7 @@ def c_horner(variable: str, result: Fit) -> str:
 def constants() -> dict[str, str]:
     root_high = to_float32(ROOT)
     half_root = mp.sqrt(mp.mpf(1) / 2)
+    density = to_float32(mp.npdf(0) * HALF_UNIT)
     return {
         "limit of t": f": {LIMIT};",
         "log2 e": f"kLog2E = {c_hex(1 / mp.log(2))};",
@@ -138,22 +172,42 @@ def constants() -> dict[str, str]:
         "1/sqrt(2 pi)": f"return {c_hex(1 / mp.sqrt(2 * mp.pi))} *",
         "sqrt(1/2)": f"kHigh = {c_hex(half_root)}, kLow = {c_hex(half_root - float(half_root))};",
         "root of the slope": f"kHigh = {c_hex(root_high, 'f')}, kLow = {c_hex(to_float32(ROOT - root_high), 'f')};",
-        "scale of q": f"kHalfScale = {c_hex(HALF_SCALE, 'f')};",
+        "shift of q, phi(0)": f"kHalfShift = {c_hex(HALF_SHIFT, 'f')}, kDensity = {c_hex(density, 'f')};",
     }
 
 
 def polynomials() -> dict[str, tuple[str, Fit]]:
     mills_single, slope_single = single_fits()
-    mills_half, slope_half = half_fits()
     return {
         "2^r, single": ("r", exp2_fit(6)),
         "2^r, half": ("r", exp2_fit(5)),
         "M, single": ("w", mills_single),
         "G, single": ("w", slope_single),
         "log2 Phi(-t) / 2, half": ("t", log2_upper_tail_fit()),
-        "M, half": ("q", mills_half),
-        "G, half": ("q", slope_half),
+        "G, half": ("q", half_fit()),
     }
+
+
+def pieces_header() -> str:
+    lines = [
+        "// Written by csrc/fit/fit.py --write: polynomials by pieces of [0, 15), see piecewise() in scalar_math.h. Rows:",
+        "// centres, then coefficients, highest degree first; a column for each piece.",
+        "#pragma once",
+        "",
+        "namespace gelu_ext {",
+        "",
+        "template <int Pieces>",
+        "struct GeluErfPieces;",
+    ]
+    for count in (16, 8):
+        lines += ["", "template <>", f"struct GeluErfPieces<{count}> {{"]
+        for name, result in piecewise_fits(count).items():
+            print(f"{name}, {count} pieces: error {result.error:.1e}", flush=True)
+            lines.append(f"  alignas(64) static constexpr float {name}[{len(result.rows)}][{count}] = {{")
+            lines += [f"      {{{', '.join(c_hex(x, 'f') for x in row)}}}," for row in result.rows]
+            lines.append("  };")
+        lines.append("};")
+    return "\n".join([*lines, "", "}  // namespace gelu_ext", ""])
 
 
 def main() -> int:
@@ -164,8 +218,14 @@ def main() -> int:
     for name, (variable, result) in polynomials().items():
         lines[name] = c_horner(variable, result)
         print(f"{name}: minimax error {result.minimax:.1e}, rounded {result.rounded:.1e}\n  {lines[name]}", flush=True)
+    header = pieces_header()
+    if "--write" in sys.argv[1:]:
+        PIECES.write_text(header)
     if "--check" not in sys.argv[1:]:
         return 0
+    if PIECES.read_text() != header:
+        print(f"not what the fit gives: {PIECES.name}", file=sys.stderr)
+        return 1
     source = re.sub(r"\s+", " ", " ".join(header.read_text() for header in HEADERS))
     missing = [line for line in lines.values() if line not in source]
     unknown = [line for line in re.findall(r"return horner\(\w, [-0-9][^;]*;", source) if line not in lines.values()]

@@ -2,8 +2,8 @@
 // against bars. Every bfloat16 and float16 input, a sample of float32 and float64; with --all also every float32 in
 // +-[2^-6, 16]. Fails by name for a form without a truth here.
 //
-// run_accuracy.py beside this compiles it for each arithmetic: with FMA, without, and with GELU_EXT_MODEL_DEVICE the
-// device's, its special-function unit being off by as much as it may.
+// run_accuracy.py beside this compiles it for each arithmetic: the packs of each CPU instruction set, and with
+// GELU_EXT_MODEL_DEVICE the device's, its special-function unit being off by as much as it may.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -14,7 +14,18 @@
 #include <thread>
 #include <vector>
 
-#include "activations.h"
+#include "cpu/instruction_set.h"
+
+#if defined(GELU_EXT_HAS_AVX2)
+#include <immintrin.h>
+#endif
+
+namespace gelu_ext::cpu {
+namespace {
+#include "cpu/pack.h"
+#include "cpu/storage.h"
+}  // namespace
+}  // namespace gelu_ext::cpu
 
 namespace {
 
@@ -149,21 +160,52 @@ using Report = std::array<Worst, kMeasures>;
 
 constexpr int kBlock = 4096;
 
-// Separate loops, so that they are vectorised as the library's are.
-template <class Form, class P, class T = typename P::type>
-__attribute__((noinline)) void evaluate(const T* x, T* value, T* slope, T* both_value, T* both_slope) {
-  for (int i = 0; i < kBlock; ++i) value[i] = Activation<Form, P>::value(x[i]);
-  for (int i = 0; i < kBlock; ++i) slope[i] = Activation<Form, P>::slope(x[i]);
-  for (int i = 0; i < kBlock; ++i) {
-    const auto both = Activation<Form, P>::value_and_slope(x[i]);
-    both_value[i] = both.value;
-    both_slope[i] = both.slope;
+// As the arithmetic that is measured does it: the CPU's packs, or the device's one number.
+#if defined(GELU_EXT_MODEL_DEVICE)
+template <class P>
+using Measured = P;
+template <class T>
+constexpr int kStep = 1;
+template <class T>
+T get(const T* src) {
+  return *src;
+}
+template <class T>
+void put(T* dst, T x) {
+  *dst = x;
+}
+#else
+template <class P>
+using Measured = cpu::Packed<P, 4>;
+template <class T>
+constexpr int kStep = cpu::size_of_pack<T>;
+template <class T, class S>
+T get(const S* src) {
+  return cpu::load<T>(src, cpu::Whole<T>{});
+}
+template <class S, class T>
+void put(S* dst, const T& x) {
+  cpu::store(dst, x, cpu::Whole<T>{});
+}
+#endif
+
+template <class Form, class P, class S = typename P::scalar>
+__attribute__((noinline)) void evaluate(const S* x, S* value, S* slope, S* both_value, S* both_slope) {
+  using A = Activation<Form, Measured<P>>;
+  using T = typename Measured<P>::type;
+  for (int i = 0; i < kBlock; i += kStep<T>) {
+    const T t = get<T>(x + i);
+    put(value + i, A::value(t));
+    put(slope + i, A::slope(t));
+    const auto both = A::value_and_slope(t);
+    put(both_value + i, both.value);
+    put(both_slope + i, both.slope);
   }
 }
 
 template <class Form, class P, class R>
 void measure_range(const Storage& s, const Range& range, ValueAndSlope<R> (*truth)(R), Report& report) {
-  using T = typename P::type;
+  using T = typename P::scalar;
   std::vector<T> x(kBlock), out[4];
   for (auto& o : out) o.resize(kBlock);
   const bool slope_bar_everywhere = s.bars.slope_near_root == 0;
@@ -260,17 +302,16 @@ bool same(double a, double b) {  // also in the sign of zero; any NaN is NaN
 
 template <class Form, class P>
 void check_special_values(const Storage& s) {
-  using T = typename P::type;
-  using A = Activation<Form, P>;
   const auto expect = [&](bool good, const char* what, double x) {
     failures += !good;
     if (!good) std::printf("%s, %s: wrong %s at %g\n", Form::name, s.name, what, x);
   };
   const auto check = [&](double x, double value, double slope) {
-    volatile T input = static_cast<T>(x);  // so that the compiler's own arithmetic folds nothing
-    const auto both = A::value_and_slope(input);
-    for (const T v : {A::value(input), both.value}) expect(same(stored(v, s), value), "value", x);
-    for (const T v : {A::slope(input), both.slope}) expect(same(std::abs(stored(v, s)), slope), "slope", x);
+    const std::vector<typename P::scalar> input(kBlock, static_cast<typename P::scalar>(x));
+    auto v = input, d = input, both_v = input, both_d = input;
+    evaluate<Form, P>(input.data(), v.data(), d.data(), both_v.data(), both_d.data());
+    for (const auto& values : {v, both_v}) expect(same(stored(values[0], s), value), "value", x);
+    for (const auto& slopes : {d, both_d}) expect(same(std::abs(stored(slopes[0], s)), slope), "slope", x);
   };
   const double inf = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
   check(nan, nan, nan);

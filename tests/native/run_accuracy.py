@@ -7,7 +7,7 @@ Needs g++ (or CXX); no GPU, no torch. Half a minute; several with --all: every f
 """
 
 import os
-import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,19 +24,30 @@ FLAGS = [
     "-fno-trapping-math",
     "-Wall",
     "-Wextra",
+    "-Wno-uninitialized",  # GCC 12 sees its own _mm512_undefined_ps() as a mistake of ours
+    "-Wno-maybe-uninitialized",
+    "-Wno-unused-function",  # of the conversions, only those of float are used here
     "-pthread",
 ]
 
 
+# The instruction sets of csrc/cpu and what their files ask the compiler for.
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-DGELU_EXT_HAS_AVX2"]
+AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq")), "-DGELU_EXT_HAS_AVX512"]
+INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512}
+
+
 def arithmetics() -> dict[str, list[str]]:
-    """What accuracy.cpp is to be compiled with, and why."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return {"host": [], "device (modelled)": ["-DGELU_EXT_MODEL_DEVICE"]}
-    found = {"host without FMA": []}
-    if Path("/proc/cpuinfo").exists() and " fma " in Path("/proc/cpuinfo").read_text():
-        fma = ["-mfma", "-mavx2"]
-        found |= {"host with FMA": fma, "device (modelled)": [*fma, "-DGELU_EXT_MODEL_DEVICE"]}
-    return found
+    """What accuracy.cpp is to be compiled with: for every instruction set that this machine can run, and the device."""
+    found = {"baseline": []}
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    able = set(re.search(r"^flags\s*:(.*)$", cpuinfo + "\nflags:", re.MULTILINE)[1].split())
+    for name, flags in INSTRUCTION_SETS.items():
+        if {flag[2:] for flag in flags if flag.startswith("-m")} <= able:
+            found[name] = flags
+        else:
+            print(f"--- {name}: skipped, this processor does not have it")
+    return found | {"device (modelled)": [*found.get("avx2", []), "-DGELU_EXT_MODEL_DEVICE"]}
 
 
 def main() -> int:

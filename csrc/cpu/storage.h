@@ -1,0 +1,214 @@
+// Loads and stores: from each storage type to what the arithmetic is done in, and back, rounded to nearest even.
+// Included by row_loops.h, once per instruction set, inside its namespace.
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <DType>
+struct StorageOf;
+template <>
+struct StorageOf<DType::float64> {
+  using type = double;
+};
+template <>
+struct StorageOf<DType::float32> {
+  using type = float;
+};
+template <>
+struct StorageOf<DType::float16> {
+  using type = Half;
+};
+template <>
+struct StorageOf<DType::bfloat16> {
+  using type = BFloat16;
+};
+
+// --- conversions in integer arithmetic, for one number (F = float, U = uint32_t) or a register of them
+// -----------------
+
+template <class F, class U>
+GELU_EXT_FN U bfloat16_from(F x) {
+  const U bits = to_bits(x);
+  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest even
+  const U quiet_nan = (bits >> 16) | 0x40u;
+  return x == x ? rounded : quiet_nan;
+}
+
+template <class F, class U>
+GELU_EXT_FN F float_from_half(U half) {
+  const U rest = half & 0x7fffu, sign = (half & 0x8000u) << 16;
+  const U normal = (rest << 13) + (112u << 23);
+  const U subnormal = to_bits(from_bits(rest + to_bits(0.5f)) - 0.5f);  // no float subnormal: nothing to flush
+  const U finite = rest < 0x400u ? subnormal : normal;
+  const U all = rest < 0x7c00u ? finite : 0x7f800000u | (rest << 13);
+  return from_bits(sign | all);
+}
+
+template <class F, class U>
+GELU_EXT_FN U half_from(F x) {
+  const U bits = to_bits(x), rest = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
+  const U normal = (rest + 0xfffu + ((rest >> 13) & 1u) - (112u << 23)) >> 13;
+  const U subnormal = to_bits(from_bits(rest) + 0.5f) - to_bits(0.5f);  // the addition rounds to 2^-24
+  const U finite = rest < to_bits(0x1p-14f) ? subnormal : normal;
+  const U infinite = (rest & 0u) | 0x7c00u, nan = 0x7e00u | ((rest >> 13) & 0x3ffu);
+  const U bounded = rest < to_bits(65520.0f) ? finite : infinite;
+  const U all = rest > 0x7f800000u ? nan : bounded;
+  return sign | all;
+}
+
+GELU_EXT_FN float widen_one(float x) { return x; }
+GELU_EXT_FN float widen_one(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
+GELU_EXT_FN float widen_one(Half x) { return float_from_half<float, uint32_t>(x.bits); }
+
+GELU_EXT_FN float narrow_one(float x, float) { return x; }
+GELU_EXT_FN BFloat16 narrow_one(float x, BFloat16) {
+  return {static_cast<uint16_t>(bfloat16_from<float, uint32_t>(x))};
+}
+GELU_EXT_FN Half narrow_one(float x, Half) { return {static_cast<uint16_t>(half_from<float, uint32_t>(x))}; }
+
+inline double narrow_double(double x, double) { return x; }
+inline float narrow_double(double x, float) { return static_cast<float>(x); }
+// By way of float, forced to an odd significand where it is inexact, so that the second rounding cannot err.
+template <class S>
+S narrow_double(double x, S storage) {
+  const float nearest = static_cast<float>(x);
+  const double rest = x - static_cast<double>(nearest);
+  const uint32_t bits = to_bits(nearest);
+  const bool toward_zero = rest != 0 && (rest < 0) == (nearest > 0);  // nearest lies beyond x
+  const uint32_t odd = (toward_zero ? bits - 1 : bits) | 1u;
+  return narrow_one(rest == 0 || rest != rest || nearest == 0 ? nearest : from_bits(odd), storage);
+}
+
+// --- one register ----------------------------------------------------------------------------------------------------
+
+template <class R>
+GELU_EXT_FN R load_register(const void* src) {
+  R r;
+  std::memcpy(&r, src, sizeof(R));
+  return r;
+}
+template <class R>
+GELU_EXT_FN void store_register(void* dst, R r) {
+  std::memcpy(dst, &r, sizeof(R));
+}
+
+GELU_EXT_FN Bits widened(Shorts x) {
+#if defined(GELU_EXT_HAS_AVX512)
+  return reinterpret_cast<Bits>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+#elif defined(GELU_EXT_HAS_AVX2)
+  return reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+#else
+  return __builtin_convertvector(x, Bits);
+#endif
+}
+
+GELU_EXT_FN Floats load_floats(const float* src) { return load_register<Floats>(src); }
+GELU_EXT_FN Floats load_floats(const BFloat16* src) { return from_bits(widened(load_register<Shorts>(src)) << 16); }
+GELU_EXT_FN Floats load_floats(const Half* src) {
+  const Shorts bits = load_register<Shorts>(src);
+#if defined(GELU_EXT_HAS_AVX512)
+  return _mm512_cvtph_ps(reinterpret_cast<__m256i>(bits));
+#elif defined(GELU_EXT_HAS_AVX2)
+  return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits));
+#else
+  return float_from_half<Floats, Bits>(widened(bits));
+#endif
+}
+
+// the low halves
+GELU_EXT_FN Shorts low_shorts(Bits x) {
+#if defined(GELU_EXT_HAS_AVX512)
+  return reinterpret_cast<Shorts>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+#elif defined(GELU_EXT_HAS_AVX2)
+  const __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(x), reinterpret_cast<__m256i>(x));
+  return reinterpret_cast<Shorts>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  return __builtin_convertvector(x, Shorts);
+#endif
+}
+
+GELU_EXT_FN void store_floats(float* dst, Floats x) { store_register(dst, x); }
+GELU_EXT_FN void store_floats(BFloat16* dst, Floats x) {
+  store_register(dst, low_shorts(bfloat16_from<Floats, Bits>(x)));
+}
+GELU_EXT_FN void store_floats(Half* dst, Floats x) {
+#if defined(GELU_EXT_HAS_AVX512)
+  store_register(dst, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(GELU_EXT_HAS_AVX2)
+  store_register(dst, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  store_register(dst, low_shorts(half_from<Floats, Bits>(x)));
+#endif
+}
+
+// --- packs, or a double ----------------------------------------------------------------------------------------------
+
+template <class T>
+inline constexpr int size_of_pack = T::kSize;
+template <>
+inline constexpr int size_of_pack<double> = 1;
+
+// How many elements of a pack there are: all, known to the compiler, or fewer.
+template <class T>
+using Whole = std::integral_constant<int, size_of_pack<T>>;
+
+template <class T, class S>
+GELU_EXT_FN T load(const S* src, Whole<T>) {
+  if constexpr (std::is_same_v<T, double>) {
+    return *src;
+  } else {
+    T x;
+#pragma GCC unroll 8
+    for (int i = 0; i < T::kSize / kRegisterSize; ++i) x.part[i] = load_floats(src + i * kRegisterSize);
+    return x;
+  }
+}
+template <class T, class S>
+GELU_EXT_FN T load(const S* src, int n) {  // the rest are zeros
+  S buffer[size_of_pack<T>] = {};
+  std::memcpy(buffer, src, n * sizeof(S));
+  return load<T>(buffer, Whole<T>{});
+}
+
+#if defined(GELU_EXT_HAS_AVX512_BF16)
+// The instruction takes subnormals for zeros. They are rare: packs with any are converted in integers.
+template <int N>
+GELU_EXT_FN bool any_subnormal(const Pack<N>& x) {
+  constexpr int kSubnormal = 0x20;
+  unsigned any = 0;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) any |= _mm512_fpclass_ps_mask(x.part[i], kSubnormal);
+  return any != 0;
+}
+
+template <int N>
+GELU_EXT_FN void store_by_instruction(BFloat16* dst, const Pack<N>& x) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) store_register(dst + i * kRegisterSize, _mm512_cvtneps_pbh(x.part[i]));
+}
+#endif
+
+template <class T, class S>
+GELU_EXT_FN void store(S* dst, const T& x, Whole<T>) {
+  if constexpr (std::is_same_v<T, double>) {
+    *dst = x;
+  } else {
+#if defined(GELU_EXT_HAS_AVX512_BF16)
+    if constexpr (std::is_same_v<S, BFloat16>) {
+      if (!any_subnormal(x)) return store_by_instruction(dst, x);
+    }
+#endif
+#pragma GCC unroll 8
+    for (int i = 0; i < T::kSize / kRegisterSize; ++i) store_floats(dst + i * kRegisterSize, x.part[i]);
+  }
+}
+template <class T, class S>
+GELU_EXT_FN void store(S* dst, const T& x, int n) {
+  S buffer[size_of_pack<T>];
+  store(buffer, x, Whole<T>{});
+  std::memcpy(dst, buffer, n * sizeof(S));
+}
