@@ -190,9 +190,10 @@ def polynomials() -> dict[str, tuple[str, Fit]]:
 
 def pieces_header() -> str:
     lines = [
-        "// Written by csrc/fit/fit.py --write: polynomials by pieces of [0, 15), see piecewise() in scalar_math.h. Rows:",
-        "// centres, then coefficients, highest degree first; a column for each piece.",
+        "// Written by csrc/fit/fit.py --write: polynomials by pieces of [0, 15), see piecewise() in scalar_math.h.",
+        "// Rows: centres, then coefficients, highest degree first; a column for each piece.",
         "#pragma once",
+        "// clang-format off",
         "",
         "namespace gelu_ext {",
         "",
