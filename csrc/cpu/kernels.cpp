@@ -4,7 +4,9 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
+#include <type_traits>
 
 #include "instruction_set.h"
 #include "memory.h"
@@ -68,14 +70,53 @@ struct Split {
   }
 };
 
-// The bias in the arithmetic type: as it is where it has that type, else a copy.
+// What is contiguous need not be taken row by row: rows of a few columns would be nothing but overhead. Without a bias
+// all of it is one long row; with one, `size` rows at a time are, along which the bias repeats. The rows that are left
+// over are one shorter row.
+class Fold {
+ public:
+  template <class Problem, class... Matrices>
+  Fold(const Problem& p, bool has_bias, const Matrices&... matrices) {
+    constexpr int64_t kWide = 1024;
+    const bool contiguous = ((matrices.data == nullptr || p.rows == 1 || matrices.row_stride == p.cols) && ...);
+    if (contiguous) size = has_bias ? std::clamp<int64_t>(kWide / p.cols, 1, p.rows) : p.rows;
+  }
+
+  // f(problem of wide rows) and, if rows are left over, f(problem of one row)
+  template <class Problem, class F, class... Matrices>
+  void for_each_part(const Problem& p, F&& f, Matrices Problem::*... matrices) const {
+    if (size == 1) return f(p);
+    const auto part = [&](int64_t begin, int64_t rows, int64_t cols) {
+      Problem folded = p;
+      folded.rows = rows, folded.cols = cols;
+      ((folded.*matrices = {at_row(p.*matrices, begin, p.dtype), cols}), ...);
+      f(folded);
+    };
+    const int64_t whole = p.rows / size, left = p.rows % size;
+    part(0, whole, size * p.cols);
+    if (left != 0) part(p.rows - left, 1, left * p.cols);
+  }
+
+  int64_t size = 1;
+
+ private:
+  template <class Matrix>
+  static auto at_row(const Matrix& m, int64_t row, DType dtype) -> decltype(m.data) {
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(m.data)>>, const char, char>;
+    return m.data == nullptr ? nullptr : static_cast<Byte*>(m.data) + row * m.row_stride * size_of(dtype);
+  }
+};
+
+// The bias in the arithmetic type, `repeat` times: as it is where that is what it is, else a copy.
 class WideBias {
  public:
-  WideBias(const ConstVector& bias, DType dtype, int64_t cols) : data_(bias.data) {
+  WideBias(const ConstVector& bias, DType dtype, int64_t cols, int64_t repeat) : data_(bias.data) {
     const DType arithmetic = arithmetic_of(dtype);
-    if (bias.data == nullptr || bias.dtype == arithmetic) return;
-    copy_.reset(new char[cols * size_of(arithmetic)]);
+    if (bias.data == nullptr || (bias.dtype == arithmetic && repeat == 1)) return;
+    const int64_t bytes = cols * size_of(arithmetic);
+    copy_.reset(new char[repeat * bytes]);
     chosen_set().widen(arithmetic, bias.dtype, bias.data, copy_.get(), cols);
+    for (int64_t i = 1; i < repeat; ++i) std::memcpy(copy_.get() + i * bytes, copy_.get(), bytes);
     data_ = copy_.get();
   }
 
@@ -86,17 +127,21 @@ class WideBias {
   std::unique_ptr<char[]> copy_;
 };
 
-// One row of partial sums per chunk, then their sum in the order of the chunks.
+// One row of partial sums per chunk of folded rows, then their sum in that order.
 class ColumnSums {
  public:
-  ColumnSums(const Vector& total, DType dtype, const Split& split) : total_(total), split_(split) {
-    arithmetic_ = arithmetic_of(dtype);
-    if (total.data != nullptr) partial_.reset(new char[split.chunks() * split.cols * size_of(arithmetic_)]());
+  ColumnSums(const Vector& total, DType dtype, int64_t rows, int64_t cols, const Fold& fold)
+      : total_(total),
+        arithmetic_(arithmetic_of(dtype)),
+        cols_(cols),
+        fold_(fold.size),
+        chunks_(Split(rows / fold.size, cols * fold.size).chunks() + (rows % fold.size != 0)) {
+    if (total.data != nullptr) partial_.reset(new char[chunks_ * fold_ * cols_ * size_of(arithmetic_)]());
   }
 
-  // [cols] sums of a chunk, zero at first; null where they are not wanted
+  // sums of a chunk for each of its columns, zero at first; null where they are not wanted
   void* of_chunk(int64_t chunk) const {
-    return partial_ == nullptr ? nullptr : partial_.get() + chunk * split_.cols * size_of(arithmetic_);
+    return partial_ == nullptr ? nullptr : partial_.get() + chunk * fold_ * cols_ * size_of(arithmetic_);
   }
 
   void finish() const {
@@ -104,23 +149,23 @@ class ColumnSums {
     with_dtype(arithmetic_, [&](auto arithmetic) {
       if constexpr (arithmetic() == DType::float64 || arithmetic() == DType::float32) {
         using T = typename PrecisionOf<arithmetic()>::type::type;
-        add_chunks(reinterpret_cast<const T*>(partial_.get()));
+        add_rows(reinterpret_cast<const T*>(partial_.get()));
       }
     });
   }
 
  private:
   template <class T>
-  void add_chunks(const T* partial) const {
-    const int64_t chunks = split_.chunks(), cols = split_.cols;
-    at::parallel_for(0, cols, std::max<int64_t>(64, kGrain / chunks), [&](int64_t begin, int64_t end) {
+  void add_rows(const T* partial) const {
+    const int64_t rows = chunks_ * fold_;
+    at::parallel_for(0, cols_, std::max<int64_t>(64, kGrain / rows), [&](int64_t begin, int64_t end) {
       constexpr int64_t kWidth = 256;
       double sum[kWidth];
       for (int64_t col = begin; col < end; col += kWidth) {
         const int64_t n = std::min(kWidth, end - col);
         std::fill_n(sum, n, 0.0);
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(partial[chunk * cols + col + i]);
+        for (int64_t row = 0; row < rows; ++row) {
+          for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(partial[row * cols_ + col + i]);
         }
         chosen_set().narrow(total_.dtype, sum, static_cast<char*>(total_.data) + col * size_of(total_.dtype), n);
       }
@@ -128,71 +173,83 @@ class ColumnSums {
   }
 
   Vector total_;
-  Split split_;
   DType arithmetic_;
+  int64_t cols_, fold_, chunks_;
   std::unique_ptr<char[]> partial_;
 };
-
-// Without biases, contiguous matrices are one long row: rows of a few columns would be nothing but overhead.
-template <class Problem, class... Matrices>
-Problem flattened(Problem p, bool has_bias, const Matrices&... matrices) {
-  const bool contiguous = ((matrices.data == nullptr || p.rows == 1 || matrices.row_stride == p.cols) && ...);
-  if (!has_bias && contiguous) {
-    p.cols *= p.rows;
-    p.rows = 1;
-  }
-  return p;
-}
 
 }  // namespace
 
 void bias_act_forward(const BiasActForward& problem) {
-  const BiasActForward p = flattened(problem, problem.bias.data != nullptr, problem.x, problem.out);
+  using Problem = BiasActForward;
   const InstructionSet& set = chosen_set();
-  const WideBias bias(p.bias, p.dtype, p.cols);
-  expect_large(p.out, p.dtype, p.rows, p.cols);
-  parallel_tiles(p.rows, p.cols, [&](const Tile& tile) { set.bias_act_forward(p, bias.data(), tile); });
+  const Fold fold(problem, problem.bias.data != nullptr, problem.x, problem.out);
+  const WideBias bias(problem.bias, problem.dtype, problem.cols, fold.size);
+  expect_large(problem.out, problem.dtype, problem.rows, problem.cols);
+  const auto run = [&](const Problem& p) {
+    parallel_tiles(p.rows, p.cols, [&](const Tile& tile) { set.bias_act_forward(p, bias.data(), tile); });
+  };
+  fold.for_each_part(problem, run, &Problem::x, &Problem::out);
 }
 
 void bias_act_backward(const BiasActBackward& problem) {
-  const BiasActBackward p =
-      flattened(problem, problem.bias.data != nullptr, problem.x, problem.grad_out, problem.grad_x);
+  using Problem = BiasActBackward;
   const InstructionSet& set = chosen_set();
-  const Split split(p.rows, p.cols);
-  const WideBias bias(p.bias, p.dtype, p.cols);
-  const ColumnSums sums(p.grad_bias, p.dtype, split);
-  expect_large(p.grad_x, p.dtype, p.rows, p.cols);
-  split.parallel(
-      [&](int64_t chunk, const Tile& tile) { set.bias_act_backward(p, bias.data(), sums.of_chunk(chunk), tile); });
+  const Fold fold(problem, problem.bias.data != nullptr, problem.x, problem.grad_out, problem.grad_x);
+  const WideBias bias(problem.bias, problem.dtype, problem.cols, fold.size);
+  const ColumnSums sums(problem.grad_bias, problem.dtype, problem.rows, problem.cols, fold);
+  expect_large(problem.grad_x, problem.dtype, problem.rows, problem.cols);
+  int64_t chunks = 0;  // of the parts before
+  const auto run = [&](const Problem& p) {
+    const Split split(p.rows, p.cols);
+    split.parallel([&](int64_t chunk, const Tile& tile) {
+      set.bias_act_backward(p, bias.data(), sums.of_chunk(chunks + chunk), tile);
+    });
+    chunks += split.chunks();
+  };
+  fold.for_each_part(problem, run, &Problem::grad_out, &Problem::x, &Problem::grad_x);
   sums.finish();
 }
 
 void gated_act_forward(const GatedActForward& problem) {
-  const GatedActForward p =
-      flattened(problem, problem.activated_bias.data != nullptr || problem.linear_bias.data != nullptr,
-                problem.activated, problem.linear, problem.out);
+  using Problem = GatedActForward;
   const InstructionSet& set = chosen_set();
-  const WideBias activated_bias(p.activated_bias, p.dtype, p.cols), linear_bias(p.linear_bias, p.dtype, p.cols);
-  expect_large(p.out, p.dtype, p.rows, p.cols);
-  parallel_tiles(p.rows, p.cols,
-                 [&](const Tile& tile) { set.gated_act_forward(p, activated_bias.data(), linear_bias.data(), tile); });
+  const bool has_bias = problem.activated_bias.data != nullptr || problem.linear_bias.data != nullptr;
+  const Fold fold(problem, has_bias, problem.activated, problem.linear, problem.out);
+  const WideBias activated_bias(problem.activated_bias, problem.dtype, problem.cols, fold.size);
+  const WideBias linear_bias(problem.linear_bias, problem.dtype, problem.cols, fold.size);
+  expect_large(problem.out, problem.dtype, problem.rows, problem.cols);
+  const auto run = [&](const Problem& p) {
+    parallel_tiles(p.rows, p.cols, [&](const Tile& tile) {
+      set.gated_act_forward(p, activated_bias.data(), linear_bias.data(), tile);
+    });
+  };
+  fold.for_each_part(problem, run, &Problem::activated, &Problem::linear, &Problem::out);
 }
 
 void gated_act_backward(const GatedActBackward& problem) {
-  const GatedActBackward p =
-      flattened(problem, problem.activated_bias.data != nullptr || problem.linear_bias.data != nullptr,
-                problem.activated, problem.linear, problem.grad_out, problem.grad_activated, problem.grad_linear);
+  using Problem = GatedActBackward;
   const InstructionSet& set = chosen_set();
-  const Split split(p.rows, p.cols);
-  const WideBias activated_bias(p.activated_bias, p.dtype, p.cols), linear_bias(p.linear_bias, p.dtype, p.cols);
-  const ColumnSums activated_sums(p.grad_activated_bias, p.dtype, split);
-  const ColumnSums linear_sums(p.grad_linear_bias, p.dtype, split);
-  expect_large(p.grad_activated, p.dtype, p.rows, p.cols);
-  expect_large(p.grad_linear, p.dtype, p.rows, p.cols);
-  split.parallel([&](int64_t chunk, const Tile& tile) {
-    set.gated_act_backward(p, activated_bias.data(), linear_bias.data(), activated_sums.of_chunk(chunk),
-                           linear_sums.of_chunk(chunk), tile);
-  });
+  const bool has_bias = problem.activated_bias.data != nullptr || problem.linear_bias.data != nullptr;
+  const Fold fold(problem, has_bias, problem.activated, problem.linear, problem.grad_out, problem.grad_activated,
+                  problem.grad_linear);
+  const WideBias activated_bias(problem.activated_bias, problem.dtype, problem.cols, fold.size);
+  const WideBias linear_bias(problem.linear_bias, problem.dtype, problem.cols, fold.size);
+  const ColumnSums activated_sums(problem.grad_activated_bias, problem.dtype, problem.rows, problem.cols, fold);
+  const ColumnSums linear_sums(problem.grad_linear_bias, problem.dtype, problem.rows, problem.cols, fold);
+  expect_large(problem.grad_activated, problem.dtype, problem.rows, problem.cols);
+  expect_large(problem.grad_linear, problem.dtype, problem.rows, problem.cols);
+  int64_t chunks = 0;
+  const auto run = [&](const Problem& p) {
+    const Split split(p.rows, p.cols);
+    split.parallel([&](int64_t chunk, const Tile& tile) {
+      set.gated_act_backward(p, activated_bias.data(), linear_bias.data(), activated_sums.of_chunk(chunks + chunk),
+                             linear_sums.of_chunk(chunks + chunk), tile);
+    });
+    chunks += split.chunks();
+  };
+  fold.for_each_part(problem, run, &Problem::grad_out, &Problem::activated, &Problem::linear, &Problem::grad_activated,
+                     &Problem::grad_linear);
   activated_sums.finish();
   linear_sums.finish();
 }

@@ -174,8 +174,48 @@ GELU_EXT_FN T load(const S* src, int n) {  // the rest are zeros
   return load<T>(buffer, Whole<T>{});
 }
 
+#if defined(GELU_EXT_HAS_AVX2)
+// Two registers to bfloat16 in arithmetic of 16 bits: the high halves, plus one where the low halves say so. No NaNs.
+GELU_EXT_FN void store_pair(BFloat16* dst, Floats a, Floats b) {
+  // round up if low + (high & 1) > 0x8000
+#if defined(GELU_EXT_HAS_AVX512)
+  alignas(64) static constexpr uint16_t kLow[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
+                                                    32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+  const __m512i low_places = _mm512_load_si512(kLow), one = _mm512_set1_epi16(1);
+  const __m512i high_places = _mm512_or_si512(low_places, one);
+  const __m512i x = _mm512_castps_si512(a), y = _mm512_castps_si512(b);
+  const __m512i low = _mm512_permutex2var_epi16(x, low_places, y), high = _mm512_permutex2var_epi16(x, high_places, y);
+  const __m512i excess = _mm512_adds_epu16(low, _mm512_and_si512(high, one));
+  const __mmask32 up = _mm512_cmpgt_epu16_mask(excess, _mm512_set1_epi16(-0x8000));
+  store_register(dst, _mm512_mask_add_epi16(high, up, high, one));
+#else
+  const __m256i x = _mm256_castps_si256(a), y = _mm256_castps_si256(b), halves = _mm256_set1_epi32(0xffff);
+  const __m256i low = _mm256_packus_epi32(_mm256_and_si256(x, halves), _mm256_and_si256(y, halves));
+  const __m256i high = _mm256_packus_epi32(_mm256_srli_epi32(x, 16), _mm256_srli_epi32(y, 16));
+  const __m256i excess = _mm256_adds_epu16(low, _mm256_and_si256(high, _mm256_set1_epi16(1)));
+  const __m256i up = _mm256_cmpeq_epi16(_mm256_max_epu16(excess, _mm256_set1_epi16(-0x7fff)), excess);
+  store_register(dst, _mm256_permute4x64_epi64(_mm256_sub_epi16(high, up), 0xd8));  // packs interleave 128 bits
+#endif
+}
+
+template <int N>
+GELU_EXT_FN bool any_nan(const Pack<N>& x) {
+#if defined(GELU_EXT_HAS_AVX512)
+  unsigned any = 0;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) any |= _mm512_cmp_ps_mask(x.part[i], x.part[i], _CMP_UNORD_Q);
+  return any != 0;
+#else
+  __m256 any = _mm256_setzero_ps();
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) any = _mm256_or_ps(any, _mm256_cmp_ps(x.part[i], x.part[i], _CMP_UNORD_Q));
+  return _mm256_movemask_ps(any) != 0;
+#endif
+}
+#endif
+
 #if defined(GELU_EXT_HAS_AVX512_BF16)
-// The instruction takes subnormals for zeros. They are rare: packs with any are converted in integers.
+// What the instruction takes for zeros.
 template <int N>
 GELU_EXT_FN bool any_subnormal(const Pack<N>& x) {
   constexpr int kSubnormal = 0x20;
@@ -184,24 +224,36 @@ GELU_EXT_FN bool any_subnormal(const Pack<N>& x) {
   for (int i = 0; i < N; ++i) any |= _mm512_fpclass_ps_mask(x.part[i], kSubnormal);
   return any != 0;
 }
-
-template <int N>
-GELU_EXT_FN void store_by_instruction(BFloat16* dst, const Pack<N>& x) {
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) store_register(dst + i * kRegisterSize, _mm512_cvtneps_pbh(x.part[i]));
-}
 #endif
+
+// True if it has stored the pack by a way that is faster, but not for every number.
+template <int N>
+GELU_EXT_FN bool store_fast([[maybe_unused]] BFloat16* dst, [[maybe_unused]] const Pack<N>& x) {
+#if defined(GELU_EXT_HAS_AVX512_BF16)
+  if (!any_subnormal(x)) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) store_register(dst + i * kRegisterSize, _mm512_cvtneps_pbh(x.part[i]));
+    return true;
+  }
+#endif
+#if defined(GELU_EXT_HAS_AVX2)
+  if (N % 2 == 0 && !any_nan(x)) {
+#pragma GCC unroll 8
+    for (int i = 0; i + 1 < N; i += 2) store_pair(dst + i * kRegisterSize, x.part[i], x.part[i + 1]);
+    return true;
+  }
+#endif
+  return false;
+}
 
 template <class T, class S>
 GELU_EXT_FN void store(S* dst, const T& x, Whole<T>) {
   if constexpr (std::is_same_v<T, double>) {
     *dst = x;
   } else {
-#if defined(GELU_EXT_HAS_AVX512_BF16)
     if constexpr (std::is_same_v<S, BFloat16>) {
-      if (!any_subnormal(x)) return store_by_instruction(dst, x);
+      if (store_fast(dst, x)) return;
     }
-#endif
 #pragma GCC unroll 8
     for (int i = 0; i < T::kSize / kRegisterSize; ++i) store_floats(dst + i * kRegisterSize, x.part[i]);
   }
