@@ -132,14 +132,10 @@ inline void gated_act_backward(const GatedActBackward& p, const void* activated_
 inline void widen_vector(DType arithmetic, DType from, const void* src, void* dst, int64_t n) {
   with_dtype(from, [&](auto dtype) {
     const auto* typed = static_cast<const typename StorageOf<dtype()>::type*>(src);
-    if constexpr (dtype() != DType::float64) {
-      for (int64_t i = 0; i < n; ++i) {
-        if (arithmetic == DType::float64) {
-          static_cast<double*>(dst)[i] = widen_one(typed[i]);
-        } else {
-          static_cast<float*>(dst)[i] = widen_one(typed[i]);
-        }
-      }
+    if (arithmetic == DType::float64) {
+      for (int64_t i = 0; i < n; ++i) static_cast<double*>(dst)[i] = widen_one(typed[i]);
+    } else if constexpr (dtype() != DType::float64) {
+      for (int64_t i = 0; i < n; ++i) static_cast<float*>(dst)[i] = widen_one(typed[i]);
     }
   });
 }

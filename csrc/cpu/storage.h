@@ -60,6 +60,7 @@ GELU_EXT_FN U half_from(F x) {
   return sign | all;
 }
 
+GELU_EXT_FN double widen_one(double x) { return x; }
 GELU_EXT_FN float widen_one(float x) { return x; }
 GELU_EXT_FN float widen_one(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
 GELU_EXT_FN float widen_one(Half x) { return float_from_half<float, uint32_t>(x.bits); }
