@@ -76,35 +76,69 @@ struct Split {
 class Fold {
  public:
   template <class Problem, class... Matrices>
-  Fold(const Problem& p, bool has_bias, const Matrices&... matrices) {
+  Fold(const Problem& p, bool has_bias, const Matrices&... matrices)
+      : contiguous_(((matrices.data == nullptr || p.rows == 1 || matrices.row_stride == p.cols) && ...)) {
     constexpr int64_t kWide = 1024;
-    const bool contiguous = ((matrices.data == nullptr || p.rows == 1 || matrices.row_stride == p.cols) && ...);
-    if (contiguous) size = has_bias ? std::clamp<int64_t>(kWide / p.cols, 1, p.rows) : p.rows;
+    if (has_bias) {
+      size = std::clamp<int64_t>(kWide / p.cols, 1, p.rows);
+    } else if (contiguous_) {
+      size = p.rows;
+    }
   }
 
-  // f(problem of wide rows) and, if rows are left over, f(problem of one row)
+  // f(problem of wide rows) and, if rows are left over, f(problem of one row). What is not contiguous stays as it is.
   template <class Problem, class F, class... Matrices>
   void for_each_part(const Problem& p, F&& f, Matrices Problem::*... matrices) const {
-    if (size == 1) return f(p);
-    const auto part = [&](int64_t begin, int64_t rows, int64_t cols) {
+    const auto part = [&](int64_t begin, int64_t rows, int64_t width) {
       Problem folded = p;
-      folded.rows = rows, folded.cols = cols;
-      ((folded.*matrices = {at_row(p.*matrices, begin, p.dtype), cols}), ...);
+      folded.rows = rows, folded.cols = width * p.cols;
+      ((folded.*matrices = {at_row(p.*matrices, begin, p.dtype), width * p.cols}), ...);
       f(folded);
     };
+    if (size == 1 || !contiguous_) return f(p);
     const int64_t whole = p.rows / size, left = p.rows % size;
-    part(0, whole, size * p.cols);
-    if (left != 0) part(p.rows - left, 1, left * p.cols);
+    part(0, whole, size);
+    if (left != 0) part(p.rows - left, 1, left);
+  }
+
+  // f(chunk, column of the chunk's sums, tile) for every tile of a backward problem: of the folded one where it is
+  // contiguous, else row by row, each row added where it has its place in a wide row: the layout decides no bit.
+  template <class Problem, class F, class... Matrices>
+  void for_each_backward_tile(const Problem& p, F&& f, Matrices Problem::*... matrices) const {
+    if (size > 1 && !contiguous_) return for_each_narrow_row(p, f);
+    int64_t chunks = 0;  // of the parts before
+    const auto part = [&](const Problem& folded) {
+      const Split split(folded.rows, folded.cols);
+      split.parallel([&](int64_t chunk, const Tile& tile) { f(folded, chunks + chunk, 0, tile); });
+      chunks += split.chunks();
+    };
+    for_each_part(p, part, matrices...);
   }
 
   int64_t size = 1;
 
  private:
+  template <class Problem, class F>
+  void for_each_narrow_row(const Problem& p, F&& f) const {
+    const Split split(p.rows / size, size * p.cols);
+    const int64_t whole = p.rows / size * size, chunk_rows = split.chunk * size, chunks = split.chunks();
+    const int64_t grain = std::max<int64_t>(1, kGrain / (chunk_rows * p.cols));
+    at::parallel_for(0, chunks + (whole < p.rows), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        const int64_t first = chunk < chunks ? chunk * chunk_rows : whole;
+        const int64_t last = chunk < chunks ? std::min(first + chunk_rows, whole) : p.rows;
+        for (int64_t row = first; row < last; ++row) f(p, chunk, row % size * p.cols, Tile{row, row + 1, 0, p.cols});
+      }
+    });
+  }
+
   template <class Matrix>
   static auto at_row(const Matrix& m, int64_t row, DType dtype) -> decltype(m.data) {
     using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(m.data)>>, const char, char>;
     return m.data == nullptr ? nullptr : static_cast<Byte*>(m.data) + row * m.row_stride * size_of(dtype);
   }
+
+  bool contiguous_;
 };
 
 // The bias in the arithmetic type, `repeat` times: as it is where that is what it is, else a copy.
@@ -139,9 +173,9 @@ class ColumnSums {
     if (total.data != nullptr) partial_.reset(new char[chunks_ * fold_ * cols_ * size_of(arithmetic_)]());
   }
 
-  // sums of a chunk for each of its columns, zero at first; null where they are not wanted
-  void* of_chunk(int64_t chunk) const {
-    return partial_ == nullptr ? nullptr : partial_.get() + chunk * fold_ * cols_ * size_of(arithmetic_);
+  // sums of a chunk from one of its columns on, zero at first; null where they are not wanted
+  void* at(int64_t chunk, int64_t col) const {
+    return partial_ == nullptr ? nullptr : partial_.get() + (chunk * fold_ * cols_ + col) * size_of(arithmetic_);
   }
 
   void finish() const {
@@ -158,7 +192,7 @@ class ColumnSums {
   template <class T>
   void add_rows(const T* partial) const {
     const int64_t rows = chunks_ * fold_;
-    at::parallel_for(0, cols_, std::max<int64_t>(64, kGrain / rows), [&](int64_t begin, int64_t end) {
+    ::at::parallel_for(0, cols_, std::max<int64_t>(64, kGrain / rows), [&](int64_t begin, int64_t end) {
       constexpr int64_t kWidth = 256;
       double sum[kWidth];
       for (int64_t col = begin; col < end; col += kWidth) {
@@ -199,15 +233,10 @@ void bias_act_backward(const BiasActBackward& problem) {
   const WideBias bias(problem.bias, problem.dtype, problem.cols, fold.size);
   const ColumnSums sums(problem.grad_bias, problem.dtype, problem.rows, problem.cols, fold);
   expect_large(problem.grad_x, problem.dtype, problem.rows, problem.cols);
-  int64_t chunks = 0;  // of the parts before
-  const auto run = [&](const Problem& p) {
-    const Split split(p.rows, p.cols);
-    split.parallel([&](int64_t chunk, const Tile& tile) {
-      set.bias_act_backward(p, bias.data(), sums.of_chunk(chunks + chunk), tile);
-    });
-    chunks += split.chunks();
+  const auto run = [&](const Problem& p, int64_t chunk, int64_t col, const Tile& tile) {
+    set.bias_act_backward(p, bias.data(), sums.at(chunk, col), tile);
   };
-  fold.for_each_part(problem, run, &Problem::grad_out, &Problem::x, &Problem::grad_x);
+  fold.for_each_backward_tile(problem, run, &Problem::grad_out, &Problem::x, &Problem::grad_x);
   sums.finish();
 }
 
@@ -239,17 +268,12 @@ void gated_act_backward(const GatedActBackward& problem) {
   const ColumnSums linear_sums(problem.grad_linear_bias, problem.dtype, problem.rows, problem.cols, fold);
   expect_large(problem.grad_activated, problem.dtype, problem.rows, problem.cols);
   expect_large(problem.grad_linear, problem.dtype, problem.rows, problem.cols);
-  int64_t chunks = 0;
-  const auto run = [&](const Problem& p) {
-    const Split split(p.rows, p.cols);
-    split.parallel([&](int64_t chunk, const Tile& tile) {
-      set.gated_act_backward(p, activated_bias.data(), linear_bias.data(), activated_sums.of_chunk(chunks + chunk),
-                             linear_sums.of_chunk(chunks + chunk), tile);
-    });
-    chunks += split.chunks();
+  const auto run = [&](const Problem& p, int64_t chunk, int64_t col, const Tile& tile) {
+    set.gated_act_backward(p, activated_bias.data(), linear_bias.data(), activated_sums.at(chunk, col),
+                           linear_sums.at(chunk, col), tile);
   };
-  fold.for_each_part(problem, run, &Problem::grad_out, &Problem::activated, &Problem::linear, &Problem::grad_activated,
-                     &Problem::grad_linear);
+  fold.for_each_backward_tile(problem, run, &Problem::grad_out, &Problem::activated, &Problem::linear,
+                              &Problem::grad_activated, &Problem::grad_linear);
   activated_sums.finish();
   linear_sums.finish();
 }
