@@ -26,8 +26,8 @@ also = $(if $(strip $(VENV)),$(RUN) -m pip install --quiet --disable-pip-version
 LOGGED = || { grep -A 5 -E 'error:|^gelu_ext:' build/log || cat build/log; echo 'make: the build failed; all of its output is in build/log'; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help environment install build demo test sweep models lint format bench accuracy fit-check numerics emulate \
-        cuda-compile budgets cuda-link gpu wheel clean
+.PHONY: help environment install build demo test sweep models lint format bench accuracy fit-check numerics \
+        cross-compile emulate cuda-compile budgets cuda-link gpu wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -77,8 +77,11 @@ accuracy: build  ## error of every form and dtype against float64
 fit-check: environment  ## the polynomials in csrc are what the fit gives
 	@$(RUN) csrc/fit/fit.py --check $(ARGS)
 
-numerics: environment  ## the mathematics alone, exhaustively: host, baseline and a model of the device's arithmetic
+numerics: environment  ## the mathematics alone, exhaustively: every instruction set and a model of the device's arithmetic
 	@$(RUN) tests/native/run_accuracy.py $(ARGS)
+
+cross-compile: environment  ## the CPU kernels for aarch64 and by clang, whichever compiler is installed
+	@$(RUN) tests/native/cross_compile.py $(ARGS)
 
 emulate: environment  ## run the CUDA kernels on the CPU, under sanitizers (no GPU, no CUDA toolkit)
 	@$(RUN) tests/cuda/run_emulated.py $(ARGS)

@@ -1,9 +1,13 @@
-// The row loops for what every processor of the architecture has.
+// The row loops for what every processor of the architecture has: SSE2 on x86-64, NEON on aarch64.
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#if defined(__ARM_FEATURE_FMA)
+#include <arm_neon.h>
+#endif
 
 #include "instruction_set.h"
 

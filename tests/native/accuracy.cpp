@@ -18,6 +18,8 @@
 
 #if defined(GELU_EXT_HAS_AVX2)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_FMA)
+#include <arm_neon.h>
 #endif
 
 namespace gelu_ext::cpu {

@@ -24,16 +24,14 @@ FLAGS = [
     "-fno-trapping-math",
     "-Wall",
     "-Wextra",
-    "-Wno-uninitialized",  # GCC 12 sees its own _mm512_undefined_ps() as a mistake of ours
-    "-Wno-maybe-uninitialized",
     "-Wno-unused-function",  # of the conversions, only those of float are used here
     "-pthread",
 ]
 
-
 # The instruction sets of csrc/cpu and what their files ask the compiler for.
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-DGELU_EXT_HAS_AVX2"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq")), "-DGELU_EXT_HAS_AVX512"]
+AVX512 += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 sees its own _mm512_undefined_ps() as a mistake
 INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512}
 
 
