@@ -32,6 +32,14 @@ def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
     return _rows(grad_out).t() @ _rows(x)
 
 
+def _grad_hidden(grad_out: Tensor, w2: Tensor, spare: Tensor | None) -> Tensor:
+    """``grad_out @ w2``, in the memory of ``spare`` where there is one: a fresh tensor costs page faults."""
+    if spare is None:
+        return grad_out @ w2
+    torch.mm(_rows(grad_out), w2, out=_rows(spare))
+    return spare
+
+
 def _activate(pre: Tensor, bias: Tensor | None, approximate: str, activated: str) -> Tensor:
     """gelu(pre + bias), or the GeGLU of it where ``activated`` names a half."""
     native = _ops if _is_compiling() else _native
@@ -114,17 +122,20 @@ class _Mlp(Function):
             grads = _composite.vjp(_composite_mlp, (x, w1, b1, w2), ctx.forms, grad_out, needs) if any(needs) else needs
             grad_x, grad_w1, grad_b1, grad_w2 = (g if need else None for g, need in zip(grads, needs, strict=True))
         else:
+            spare = None  # memory of the node's own, as large as grad_hidden
             if needs_w2:
                 if hidden is None and _is_compiling():
                     hidden = _activate_again(grad_out, pre, b1, *ctx.forms)
                 elif hidden is None:
-                    hidden = _activate(pre, b1, *ctx.forms)
+                    hidden = spare = _activate(pre, b1, *ctx.forms)
                 grad_w2 = _weight_gradient(grad_out, hidden)
             del hidden
             needs_pre = needs_x or needs_w1
             if needs_pre or needs_b1:
-                grad_hidden = grad_out @ w2
+                grad_hidden = _grad_hidden(grad_out, w2, spare)
+                del spare
                 grad_pre, grad_b1 = _activate_backward(grad_hidden, pre, b1, *ctx.forms, (needs_pre, needs_b1))
+                del grad_hidden  # before the next large tensors
                 grad_b1 = grad_b1 if needs_b1 else None
                 grad_x = grad_pre @ w1 if needs_x else None
                 grad_w1 = _weight_gradient(grad_pre, x) if needs_w1 else None
@@ -167,17 +178,21 @@ class _GatedMlp(Function):
                 grads = _composite.vjp(_composite_gated_mlp, inputs, (form,), grad_out, needs[:6])
                 grad_x, grad_wa, grad_ba, grad_wl, grad_bl, grad_w2 = grads
         else:
+            spare = None  # as in _Mlp
             if needs_w2:
                 if hidden is None and _is_compiling():
                     hidden = _activate_again(grad_out, activated, linear, form, "two")
                 elif hidden is None:
-                    hidden = _native.gelu_mul_forward(activated, linear, form)
+                    hidden = spare = _native.gelu_mul_forward(activated, linear, form)
                 grad_w2 = _weight_gradient(grad_out, hidden)
             del hidden
             needs_activated, needs_linear = needs_x or needs_wa or needs_ba, needs_x or needs_wl or needs_bl
             if needs_activated or needs_linear:
                 backward = _ops.gelu_mul_backward if _is_compiling() else _native.gelu_mul_backward
-                grad_a, grad_l = backward(grad_out @ w2, activated, linear, form, needs_activated, needs_linear)
+                grad_hidden = _grad_hidden(grad_out, w2, spare)
+                del spare
+                grad_a, grad_l = backward(grad_hidden, activated, linear, form, needs_activated, needs_linear)
+                del grad_hidden
                 grad_x = grad_a @ wa + grad_l @ wl if needs_x else None
                 grad_wa = _weight_gradient(grad_a, x) if needs_wa else None
                 grad_wl = _weight_gradient(grad_l, x) if needs_wl else None
