@@ -347,6 +347,44 @@ def test_unknown_forward_without_a_module_is_left_alone():
     assert "calls cumsum" in only_reason(patch(Odd()))
 
 
+def test_a_container_does_not_answer_for_its_childrens_gelus():
+    layer = nn.TransformerEncoderLayer(C, 2, H, activation="gelu", batch_first=True)
+    for model in (nn.TransformerEncoder(layer, 2), nn.TransformerEncoder(layer, 2).eval()):
+        report = patch(model)
+        assert len(report.fused) == 2 and not report.left_alone, report
+
+    class Made(nn.Module):
+        """Names a GELU where it makes one, a child and a setting where it runs."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc = nn.Linear(C, C), nn.Linear(C, C)
+            self.gelu_block = nn.Sequential(nn.Linear(C, H), nn.GELU(), nn.Linear(H, C))
+            self.with_gelu = True
+
+        def forward(self, x):
+            x = self.gelu_block(x) if self.with_gelu else x
+            return self.fc(self.norm(x).cumsum(-1))
+
+    report = patch(Made())
+    assert [row.block for row in report.fused] == ["gelu_block"] and not report.left_alone, report
+
+
+def test_a_container_answers_for_a_gelu_of_its_own():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.inner = nn.Linear(C, C), sequential()
+
+        def forward(self, x):
+            return F.gelu(self.fc(self.inner(x))).cumsum(-1)
+
+    report = patch(Both())
+    assert [row.block for row in report.fused] == ["inner"], report
+    ((block, reason),) = [(row.block, row.reason) for row in report.left_alone]
+    assert block == "(the model)" and reason, report
+
+
 def test_a_hook_between_linear_and_activation():
     """It sees what it saw before; the bias stays in the Linear, and the reason is printed."""
     model = sequential()

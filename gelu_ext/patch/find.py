@@ -170,18 +170,31 @@ def _widths(module: nn.Module) -> list[int]:
 
 
 def _mentions_gelu(module: nn.Module) -> bool:
-    """Whether the code of its class calls something with gelu in its name, or it keeps such a function."""
+    """Whether the code of its class calls a function with gelu in its name, or it keeps such a function.
+
+    What makes the module (its __init__) calls none. What it makes is seen where it stands: a container is not to answer
+    for the GELUs of its children.
+    """
     if any(classify(function).form for path, _, _, function in callables(module) if not path):
         return True
     for cls in type(module).__mro__:
         if cls is nn.Module:
             break
-        for member in vars(cls).values():
+        for method, member in vars(cls).items():
             function = inspect.unwrap(member) if callable(member) else member
-            names = function.__code__.co_names if isinstance(function, types.FunctionType) else ()
-            if any("gelu" in name.lower() for name in names):
+            if method in ("__init__", "__setstate__") or not isinstance(function, types.FunctionType):
+                continue
+            if any("gelu" in name.lower() and not _is_part(module, name) for name in function.__code__.co_names):
                 return True
     return False
+
+
+def _is_part(module: nn.Module, name: str) -> bool:
+    """Whether the name is that of a child or a setting, its own or a child's, as nn.TransformerEncoder asks for one."""
+    if name == "gelu":
+        return False  # torch's function, whatever else is called so
+    parts = (m for m in module.modules() if name in m._modules or name in vars(m))
+    return any(name in m._modules or not callable(vars(m)[name]) for m in parts)
 
 
 def _needs_more(kind: type, method: str) -> bool:
