@@ -166,6 +166,18 @@ def test_bytes_kept_by_a_compiled_graph(kind):
 
 
 @every_kind
+def test_recompute_writes_over_no_saved_tensor(kind):
+    """Its backward reuses memory: what it kept, and a second backward, must not see that."""
+    tensors = inputs(kind, torch.float32, rows=(2, 5))
+    out = fused(kind, tensors)
+    wanted = torch.autograd.grad(out.square().sum(), tensors, retain_graph=True)
+    again = torch.autograd.grad(out.square().sum(), tensors, retain_graph=True)
+    plain = torch.autograd.grad(fused(kind, tensors, recompute=False).square().sum(), tensors)
+    for a, b, c in zip(wanted, again, plain, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@every_kind
 def test_checkpointing(kind):
     tensors = inputs(kind, torch.float64)
     wanted = results(fused(kind, tensors), tensors)
