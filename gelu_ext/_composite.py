@@ -36,6 +36,13 @@ _FORMS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
 }
 
 
+def check_form(op: str, approximate: object) -> None:
+    """ValueError for what is not the name of a form."""
+    if not isinstance(approximate, str) or approximate not in _FORMS:
+        forms = ", ".join(f"'{form}'" for form in _FORMS)
+        raise ValueError(f"{op}: expected approximate to be one of {forms}, got {approximate!r}")
+
+
 def _gelu(z: Tensor, approximate: str) -> Tensor:
     formula, limit32, limit64 = _FORMS[approximate]
     limit = limit64 if z.dtype == torch.float64 else limit32

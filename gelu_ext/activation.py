@@ -39,9 +39,7 @@ class GELU(nn.Module):
 
     def __init__(self, approximate: str = "none") -> None:
         super().__init__()
-        if approximate not in _composite._FORMS:
-            forms = ", ".join(f"'{form}'" for form in _composite._FORMS)
-            raise ValueError(f"GELU: expected approximate to be one of {forms}, got {approximate!r}")
+        _composite.check_form("GELU", approximate)
         self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:

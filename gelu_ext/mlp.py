@@ -235,9 +235,7 @@ def _check_tensor(op: str, name: str, t: Any, like: Tensor | None, shape: tuple[
 
 
 def _check(op: str, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, approximate: str, activated: str = "") -> None:
-    if approximate not in _composite._FORMS:
-        forms = ", ".join(f"'{form}'" for form in _composite._FORMS)
-        raise ValueError(f"{op}: expected approximate to be one of {forms}, got {approximate!r}")
+    _composite.check_form(op, approximate)
     if activated not in ("", "first", "second"):
         raise ValueError(f"{op}: expected activated to be 'first' or 'second', got {activated!r}")
     _check_tensor(op, "x", x, None, None)
@@ -420,6 +418,9 @@ class MLP(_TwoLinears):
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         recompute: keep the pre-activation only, see :func:`gelu_ext.mlp`.
         device, dtype: of the parameters, initialised as nn.Linear's.
+
+    Raises:
+        ValueError: unknown ``approximate``.
     """
 
     def __init__(
@@ -434,6 +435,7 @@ class MLP(_TwoLinears):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _composite.check_form("MLP", approximate)
         super().__init__(in_features, hidden_features, hidden_features, out_features, bias, device, dtype)
         self.approximate = approximate
         self.recompute = recompute
@@ -453,6 +455,9 @@ class GEGLUMLP(_TwoLinears):
     Args:
         in_features, hidden_features, out_features, bias, approximate, recompute, device, dtype: as of :class:`MLP`.
         activated: which half goes through GELU, ``"second"`` or ``"first"``, see :func:`gelu_ext.geglu`.
+
+    Raises:
+        ValueError: unknown ``approximate``.
     """
 
     def __init__(
@@ -468,6 +473,7 @@ class GEGLUMLP(_TwoLinears):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _composite.check_form("GEGLUMLP", approximate)
         super().__init__(in_features, 2 * hidden_features, hidden_features, out_features, bias, device, dtype)
         self.approximate = approximate
         self.activated = activated

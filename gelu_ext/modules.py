@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from . import _composite
 from .functional import bias_gelu, geglu
 
 
@@ -21,6 +22,9 @@ class BiasGELU(nn.Module):
         features: width C of the input; None for no bias.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         device, dtype: of the bias, which starts at zero.
+
+    Raises:
+        ValueError: unknown ``approximate``.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class BiasGELU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _composite.check_form("BiasGELU", approximate)
         super().__init__()
         self.features = features
         self.approximate = approximate
@@ -51,6 +56,9 @@ class GEGLU(nn.Module):
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         activated: which half goes through GELU, ``"second"`` or ``"first"``, see :func:`gelu_ext.geglu`.
         device, dtype: of the bias, which starts at zero.
+
+    Raises:
+        ValueError: unknown ``approximate``.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class GEGLU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _composite.check_form("GEGLU", approximate)
         super().__init__()
         self.features = features
         self.approximate = approximate

@@ -321,3 +321,21 @@ def test_a_failed_call_leaves_the_next_one_right(device):
         with pytest.raises(ValueError):
             gelu_ext.bias_gelu(x, x)
         assert same_bits(gelu_ext.bias_gelu(x), expected)
+
+
+@pytest.mark.parametrize("form", ["erf", None, ["a"], {}, b"none"], ids=repr)
+def test_every_layer_refuses_an_unknown_form(form):
+    x, w1, w2 = t(4, 8), t(8, 8), t(8, 8)
+    for name, call in (
+        ("mlp", lambda: gelu_ext.mlp(x, w1, None, w2, None, approximate=form)),
+        ("geglu_mlp", lambda: gelu_ext.geglu_mlp(x, w1, None, w2[:, :4], None, approximate=form)),
+        ("gelu_mul_mlp", lambda: gelu_ext.gelu_mul_mlp(x, w1, None, w1, None, w2, None, approximate=form)),
+        ("GELU", lambda: gelu_ext.GELU(form)),
+        ("BiasGELU", lambda: gelu_ext.BiasGELU(8, approximate=form)),
+        ("GEGLU", lambda: gelu_ext.GEGLU(8, approximate=form)),
+        ("MLP", lambda: gelu_ext.MLP(8, 8, approximate=form)),
+        ("GEGLUMLP", lambda: gelu_ext.GEGLUMLP(8, 8, approximate=form)),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert str(caught.value) == f"{name}: expected approximate to be one of {FORMS}, got {form!r}"

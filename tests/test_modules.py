@@ -114,8 +114,10 @@ def test_state_dict_goes_to_another_and_copies_are_apart(module):
 @every_module
 def test_a_bad_option_is_refused_at_the_call_in_the_functions_words(module):
     op = "bias_gelu" if module is BiasGELU else "geglu"
+    layer = module(8)
+    layer.approximate = "Tanh"
     with pytest.raises(ValueError, match=f"^{op}: expected approximate to be one of .*, got 'Tanh'$"):
-        module(8, approximate="Tanh")(randn((2, 8), torch.float32))
+        layer(randn((2, 8), torch.float32))
     with pytest.raises(ValueError, match=rf"^{op}: expected bias of shape \[10\], got \[8\]$"):
         module(8)(randn((2, 10), torch.float32))
 
@@ -131,3 +133,12 @@ def test_a_linear_layer_without_bias_and_the_module_make_one_with_bias(device):
         layer.bias = linear.bias
         expected = gelu_ext.geglu(linear(x), approximate=form, activated=activated)
         torch.testing.assert_close(nn.Sequential(bare, layer)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@every_module
+@pytest.mark.parametrize("form", ["erf", ["tanh"], None], ids=repr)
+def test_an_unknown_form_is_refused_at_construction(module, form):
+    with pytest.raises(ValueError) as caught:
+        module(8, approximate=form)
+    forms = ", ".join(f"'{name}'" for name in FORM_NAMES)
+    assert str(caught.value) == f"{module.__name__}: expected approximate to be one of {forms}, got {form!r}"
