@@ -67,6 +67,7 @@ struct BiasActForward {
   ConstMatrix x;
   ConstVector bias;
   Matrix out;
+  bool huge_pages = true;  // may be asked for, on a CPU
 };
 
 // grad_x = grad_out * act'(x + bias), grad_bias = sum of it over rows
@@ -76,8 +77,9 @@ struct BiasActBackward {
   int64_t rows, cols;
   ConstMatrix grad_out, x;
   ConstVector bias;
-  Matrix grad_x;
+  Matrix grad_x;  // may be grad_out's memory on a CPU
   Vector grad_bias;
+  bool huge_pages = true;
 };
 
 // out = act(activated + activated_bias) * (linear + linear_bias)
@@ -88,6 +90,7 @@ struct GatedActForward {
   ConstMatrix activated, linear;
   ConstVector activated_bias, linear_bias;
   Matrix out;
+  bool huge_pages = true;
 };
 
 // grad_activated = grad_out * (linear + linear_bias) * act'(activated + activated_bias)
@@ -99,8 +102,9 @@ struct GatedActBackward {
   int64_t rows, cols;
   ConstMatrix grad_out, activated, linear;
   ConstVector activated_bias, linear_bias;
-  Matrix grad_activated, grad_linear;
+  Matrix grad_activated, grad_linear;  // one of them may be grad_out's memory on a CPU
   Vector grad_activated_bias, grad_linear_bias;
+  bool huge_pages = true;
 };
 
 // Every entry point takes a problem with rows > 0 and cols > 0.

@@ -107,6 +107,7 @@ Problem bias_act(const Tensor& x, const Rows& x_rows, const OptionalTensor& bias
   Problem p;
   p.dtype = dtype_of("bias_gelu", "x", x);
   p.activation = activation_index("bias_gelu", approximate);
+  p.huge_pages = !Node::active();
   p.rows = x_rows.rows(), p.cols = x_rows.cols();
   p.x = x_rows.matrix();
   p.bias = bias_vector(bias);
@@ -130,6 +131,7 @@ Problem gated_act(const Tensor& x, const Rows& x_rows, const Halves& halves, con
   Problem p;
   p.dtype = dtype_of("geglu", "x", x);
   p.activation = activation_index("geglu", approximate);
+  p.huge_pages = !Node::active();
   p.rows = x_rows.rows(), p.cols = halves.width;
   p.activated = x_rows.matrix(halves.activated);
   p.linear = x_rows.matrix(halves.linear);
@@ -144,6 +146,7 @@ Problem gated_act(const Tensor& activated, const Rows& activated_rows, const Row
   Problem p;
   p.dtype = dtype_of("gelu_mul", "activated", activated);
   p.activation = activation_index("gelu_mul", approximate);
+  p.huge_pages = !Node::active();
   p.rows = activated_rows.rows(), p.cols = activated_rows.cols();
   p.activated = activated_rows.matrix();
   p.linear = linear_rows.matrix();
@@ -151,9 +154,17 @@ Problem gated_act(const Tensor& activated, const Rows& activated_rows, const Row
   return p;
 }
 
+// The same in the memory of grad_out, if a node may have that.
+Tensor empty_gradient_over(const Tensor& grad_out, const Tensor& t, bool needed) {
+  const bool fits = Node::active() && grad_out.is_cpu() && grad_out.is_contiguous() && t.is_contiguous();
+  return needed && fits && grad_out.sizes() == t.sizes() ? grad_out : empty_gradient(t, needed);
+}
+
 bool is_symbolic(const Tensor& t) { return t.defined() && t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); }
 
 }  // namespace
+
+thread_local bool Node::active_ = false;
 
 void check_bias_gelu(const Tensor& x, const OptionalTensor& bias, std::string_view approximate) {
   activation_index("bias_gelu", approximate);
@@ -200,7 +211,7 @@ TensorPair bias_gelu_backward(const Tensor& grad_out, const Tensor& x, const Opt
   check_device("bias_gelu", x);
   needs_bias = needs_bias && bias.has_value();
   const Rows x_rows(x);
-  const Tensor grad_x = empty_gradient(x, needs_x), grad_bias = empty_gradient(bias, x, needs_bias);
+  const Tensor grad_x = empty_gradient_over(grad_out, x, needs_x), grad_bias = empty_gradient(bias, x, needs_bias);
   if (is_empty(x_rows)) return with_zero_bias(grad_x, grad_bias);
   const OptionalTensor dense_bias = contiguous(bias);
   const Rows grad_rows(grad_out);
@@ -265,7 +276,7 @@ TensorPair gelu_mul_backward(const Tensor& grad_out, const Tensor& activated, co
   check_grad("gelu_mul", grad_out, activated.sizes(), activated);
   check_device("gelu_mul", activated);
   const Rows activated_rows(activated), linear_rows(linear), grad_rows(grad_out);
-  const Tensor grad_activated = empty_gradient(activated, needs_activated);
+  const Tensor grad_activated = empty_gradient_over(grad_out, activated, needs_activated);
   const Tensor grad_linear = empty_gradient(linear, needs_linear);
   if (is_empty(activated_rows)) return {grad_activated, grad_linear};
   auto p = gated_act<GatedActBackward>(activated, activated_rows, linear_rows, approximate);

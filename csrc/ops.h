@@ -32,6 +32,23 @@ TensorPair geglu_backward(const Tensor& grad_out, const Tensor& x, const Optiona
 TensorPair gelu_mul_backward(const Tensor& grad_out, const Tensor& activated, const Tensor& linear,
                              std::string_view approximate, bool needs_activated, bool needs_linear);
 
+// While one lives, this thread's calls come from an autograd node that has a part of a training step in its hands: what
+// they return is kept until the backward pass, or the grad_out that they are given is the node's own, and on a CPU may
+// be written over with a gradient of its size. That saves the page faults of a fresh tensor.
+class Node {
+ public:
+  Node() : before_(active_) { active_ = true; }
+  ~Node() { active_ = before_; }
+  Node(const Node&) = delete;
+  Node& operator=(const Node&) = delete;
+
+  static bool active() { return active_; }
+
+ private:
+  static thread_local bool active_;
+  bool before_;
+};
+
 // The checks alone, before the dispatcher chooses by device or a transform takes over. They raise ValueError, TypeError
 // or RuntimeError with "<op>: expected <what>, got <value>". Tensors of symbolic shape pass.
 void check_bias_gelu(const Tensor& x, const OptionalTensor& bias, std::string_view approximate);

@@ -42,12 +42,20 @@ def _grad_hidden(grad_out: Tensor, w2: Tensor, spare: Tensor | None) -> Tensor:
 
 def _activate(pre: Tensor, bias: Tensor | None, approximate: str, activated: str) -> Tensor:
     """gelu(pre + bias), or the GeGLU of it where ``activated`` names a half."""
-    native = _ops if _is_compiling() else _native
-    if activated:
-        call = native.geglu if native is _ops else native.geglu_forward
-        return call(pre, bias, approximate, activated)
-    call = native.bias_gelu if native is _ops else native.bias_gelu_forward
-    return call(pre, bias, approximate)
+    if _is_compiling():
+        return _ops.geglu(pre, bias, approximate, activated) if activated else _ops.bias_gelu(pre, bias, approximate)
+    with _native.node_memory():
+        if activated:
+            return _native.geglu_forward(pre, bias, approximate, activated)
+        return _native.bias_gelu_forward(pre, bias, approximate)
+
+
+def _multiply(activated: Tensor, linear: Tensor, approximate: str) -> Tensor:
+    """gelu(activated) * linear"""
+    if _is_compiling():
+        return _ops.gelu_mul(activated, linear, approximate)
+    with _native.node_memory():
+        return _native.gelu_mul_forward(activated, linear, approximate)
 
 
 # Not in the namespace of the native operators: their presence says that a native module is loaded.
@@ -59,7 +67,7 @@ def _activate_again(grad_out: Tensor, pre: Tensor, other: Tensor | None, approxi
     keep its result. It depends on grad_out, which it does not read, so that it cannot run before the backward.
     """
     if activated == "two":
-        return _native.gelu_mul_forward(pre, other, approximate)
+        return _multiply(pre, other, approximate)
     return _activate(pre, other, approximate, activated)
 
 
@@ -70,12 +78,26 @@ def _(grad_out: Tensor, pre: Tensor, other: Tensor | None, approximate: str, act
 
 
 def _activate_backward(
-    grad_out: Tensor, pre: Tensor, bias: Tensor | None, approximate: str, activated: str, needs: tuple[bool, bool]
+    grad_hidden: Tensor, pre: Tensor, bias: Tensor | None, approximate: str, activated: str, needs: tuple[bool, bool]
 ) -> _Grads:
-    native = _ops if _is_compiling() else _native
-    if activated:
-        return native.geglu_backward(grad_out, pre, bias, approximate, activated, *needs)
-    return native.bias_gelu_backward(grad_out, pre, bias, approximate, *needs)
+    """Gradients of pre and bias. That of pre may be written over grad_hidden."""
+    form = (approximate, activated) if activated else (approximate,)
+    if _is_compiling():
+        backward = _ops.geglu_backward if activated else _ops.bias_gelu_backward
+        return backward(grad_hidden, pre, bias, *form, *needs)
+    backward = _native.geglu_backward if activated else _native.bias_gelu_backward
+    with _native.node_memory():
+        return backward(grad_hidden, pre, bias, *form, *needs)
+
+
+def _multiply_backward(
+    grad_hidden: Tensor, activated: Tensor, linear: Tensor, approximate: str, needs: tuple[bool, bool]
+) -> _Grads:
+    """Gradients of activated and linear. That of activated may be written over grad_hidden."""
+    if _is_compiling():
+        return _ops.gelu_mul_backward(grad_hidden, activated, linear, approximate, *needs)
+    with _native.node_memory():
+        return _native.gelu_mul_backward(grad_hidden, activated, linear, approximate, *needs)
 
 
 def _composite_mlp(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, approximate: str, activated: str) -> Tensor:
@@ -159,8 +181,7 @@ class _GatedMlp(Function):
         recompute: bool,
     ) -> Tensor:
         activated, linear = F.linear(x, wa, ba), F.linear(x, wl, bl)
-        forward = _ops.gelu_mul if _is_compiling() else _native.gelu_mul_forward
-        hidden = forward(activated, linear, approximate)
+        hidden = _multiply(activated, linear, approximate)
         ctx.save_for_backward(x, wa, ba, wl, bl, w2, activated, linear, None if recompute else hidden)
         ctx.approximate = approximate
         return F.linear(hidden, w2, b2)
@@ -183,15 +204,15 @@ class _GatedMlp(Function):
                 if hidden is None and _is_compiling():
                     hidden = _activate_again(grad_out, activated, linear, form, "two")
                 elif hidden is None:
-                    hidden = spare = _native.gelu_mul_forward(activated, linear, form)
+                    hidden = spare = _multiply(activated, linear, form)
                 grad_w2 = _weight_gradient(grad_out, hidden)
             del hidden
             needs_activated, needs_linear = needs_x or needs_wa or needs_ba, needs_x or needs_wl or needs_bl
             if needs_activated or needs_linear:
-                backward = _ops.gelu_mul_backward if _is_compiling() else _native.gelu_mul_backward
                 grad_hidden = _grad_hidden(grad_out, w2, spare)
                 del spare
-                grad_a, grad_l = backward(grad_hidden, activated, linear, form, needs_activated, needs_linear)
+                needs_both = needs_activated, needs_linear
+                grad_a, grad_l = _multiply_backward(grad_hidden, activated, linear, form, needs_both)
                 del grad_hidden
                 grad_x = grad_a @ wa + grad_l @ wl if needs_x else None
                 grad_wa = _weight_gradient(grad_a, x) if needs_wa else None

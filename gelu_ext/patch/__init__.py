@@ -87,11 +87,12 @@ def _swap_blocks(search: Search, verify: bool, report: Report) -> set[Site]:
 
 def _rows(block: Block, proof: Proof) -> Iterator[Fused]:
     for step in block.plan.fused:
-        op = {"bias_gelu": "mlp", "geglu": "geglu_mlp", "gelu_mul": "gelu_mul_mlp"}[step.op] if step.second else step.op
+        nodes = {"bias_gelu": "mlp", "geglu": "geglu_mlp", "gelu_mul": "gelu_mul_mlp"}
+        op = nodes[step.op] if step.recompute else step.op
         bias = "fused" if step.takes_bias else "none" if step.why_not == "none" else "kept"
         note = step.why_not if bias == "kept" else ""
         between = [block.module.get_submodule(path) for path in step.between]
-        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in between):
+        if step.recompute and any(isinstance(module, nn.Dropout) and module.p > 0 for module in between):
             note = "recomputes where no dropout is active"
         kept = proof.eager_bytes, proof.fused_bytes
         yield Fused(block.name, step.form, op, bias, *kept, step.approximate, step.activated, note)

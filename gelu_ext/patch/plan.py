@@ -41,6 +41,7 @@ class Step:
     why_not: str = ""  # why it does not take the bias
     between: tuple[str, ...] = ()  # with `second`: what stands before it, and must do nothing
     second: str = ""  # the Linear after the activation, in one autograd node with this step
+    recompute: bool = False  # the node keeps the pre-activation only
 
     @property
     def form(self) -> str:
@@ -265,8 +266,7 @@ def make_plan(block: nn.Module, method: str, recording: Recording, recompute: bo
         found = (classify(block.get_submodule(step.path)).other for step in steps)
         other = next((name for name in found if name), None)
         raise NotUnderstood(f"it computes {other}, not GELU" if other else "it computes no GELU")
-    if recompute:
-        steps = list(_with_second_linear(block, steps))
+    steps = [replace(step, recompute=recompute and bool(step.second)) for step in _with_second_linear(block, steps)]
     used = {path for step in steps for path in (step.path, step.linear_path, step.second, step.activation) if path}
     parents = {path[:i] for path in used for i, letter in enumerate(path) if letter == "."}
     only_dtype = recording.values[recording.source].dtype if line.casts else None

@@ -134,10 +134,11 @@ class _Bound:
         w2, b2 = _weight(self.second), self.second.bias
         if step.op == "gelu_mul":
             wl, bl = _weight(self.linear), self.linear.bias
-            return gelu_mul_mlp(x, w1, b1, wl, bl, w2, b2, approximate=step.approximate)
+            return gelu_mul_mlp(x, w1, b1, wl, bl, w2, b2, approximate=step.approximate, recompute=step.recompute)
         if step.op == "geglu":
-            return geglu_mlp(x, w1, b1, w2, b2, approximate=step.approximate, activated=step.activated)
-        return mlp(x, w1, b1, w2, b2, approximate=step.approximate)
+            form = {"approximate": step.approximate, "activated": step.activated}
+            return geglu_mlp(x, w1, b1, w2, b2, **form, recompute=step.recompute)
+        return mlp(x, w1, b1, w2, b2, approximate=step.approximate, recompute=step.recompute)
 
 
 class Installed:
