@@ -3,6 +3,7 @@
     python bench/bench.py                       # forward and training step, a few telling shapes
     python bench/bench.py --compile             # torch.compile too (it compiles for minutes)
     python bench/bench.py --threads 1,2 --isa avx2 --dtypes float32 --ops geglu --output results.json
+    python bench/bench.py --values random,-5,-13,-40   # on one value everywhere too: the far tail, subnormal results
 
 Every contender is checked against float64 before it is timed. Contenders take turns; the figures are medians of rounds
 and their quartiles, and only ratios within one run are worth comparing. Ratios above 1 mean that gelu_ext is faster.
@@ -28,6 +29,11 @@ from torch import Tensor
 import gelu_ext
 from gelu_ext import _native
 
+# What holds torch and oneDNN, which computes torch's exact GELU, to the instructions that --isa holds gelu_ext to.
+TORCH_LIMITS = {
+    "baseline": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+}
 SHAPES = {"cpu": "4096x3072,256x3072,8x128,1x768", "cuda": "65536x3072,8192x4096,1024x3072,16x4096,1x4096"}
 
 
@@ -87,12 +93,16 @@ class Case:
     rows: int
     cols: int
     threads: int
+    values: str = "random"
 
     def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         op = OPS[self.op]
         torch.manual_seed(0)
         x = torch.randn(self.rows, op.width * self.cols, device=device).to(self.dtype)
         second = torch.randn(x.shape[-1:] if op.second_is_bias else x.shape, device=device).to(self.dtype)
+        if self.values != "random":
+            x.fill_(float(self.values))
+            second = torch.zeros_like(second) if op.second_is_bias else second
         return x, second, torch.randn(self.rows, self.cols, device=device).to(self.dtype)
 
 
@@ -156,6 +166,7 @@ def line_of(row: dict) -> str:
     spread = (ours["high"] - ours["low"]) / ours["median"] * 100
     ratios = "  ".join(f"{name} {ratio:6.2f}x" for name, ratio in row["x"].items())
     what = f"{row['op']:9} {row['form']:7} {row['dtype']:8} {row['rows']:6} x {row['cols']:<6} {row['threads']} thr"
+    what += "" if row["values"] == "random" else f" x = {row['values']}"
     return f"{what} {row['pass']:8} {ours['median'] * 1e3:10.4f} ms +-{spread / 2:4.1f} %   {ratios}"
 
 
@@ -163,10 +174,10 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes.split(",")]
     dtypes = [getattr(torch, name) for name in args.dtypes.split(",")]
     threads = [int(n) for n in args.threads.split(",")]
-    for count, op, (rows, cols), dtype, form in itertools.product(
-        threads, args.ops.split(","), shapes, dtypes, args.forms.split(",")
+    for count, op, (rows, cols), dtype, form, values in itertools.product(
+        threads, args.ops.split(","), shapes, dtypes, args.forms.split(","), args.values.split(",")
     ):
-        yield Case(op, form, dtype, rows, cols, count)
+        yield Case(op, form, dtype, rows, cols, count, values)
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -176,6 +187,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "gelu_ext": gelu_ext.__version__,
         "instruction_set": _native.instruction_set(),
+        "torch_instruction_set": torch.backends.cpu.get_cpu_capability(),
     }
 
 
@@ -196,7 +208,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtypes", default="float32,bfloat16,float16")
     parser.add_argument("--shapes", help="rows x columns of the output, e.g. 4096x3072,1x768")
     parser.add_argument("--threads", default="1")
-    parser.add_argument("--isa", help="CPU instruction set of gelu_ext (torch's own: ATEN_CPU_CAPABILITY)")
+    parser.add_argument("--values", default="random", help="of x: random, or a number everywhere")
+    parser.add_argument("--isa", help="CPU instruction set, of torch too where it is baseline or avx2")
     parser.add_argument("--compile", action="store_true", help="time torch.compile too")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=0.02, help="of one contender in one round")
@@ -224,5 +237,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def hold_torch_to(isa: str | None) -> None:
+    """Starts this program again where torch, which reads its limits when it is loaded, has others."""
+    limits = TORCH_LIMITS.get(isa, {})
+    if any(os.environ.get(name) != value for name, value in limits.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | limits)
+
+
 if __name__ == "__main__":
+    hold_torch_to(parse(None).isa)
     sys.exit(main())

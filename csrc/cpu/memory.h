@@ -16,7 +16,7 @@ namespace gelu_ext::cpu {
 // Advice only: harmless where the memory has been touched before or the system has no huge pages.
 inline void expect_large(const Matrix& out, DType dtype, int64_t rows, int64_t cols) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kWorthwhile = 4 << 20;
+  constexpr uintptr_t kWorthwhile = 2 << 20;
   const int64_t width = rows == 1 ? cols : out.row_stride;
   const uintptr_t bytes = static_cast<uintptr_t>(rows * width) * size_of(dtype);
   if (out.data == nullptr || bytes < kWorthwhile) return;

@@ -9,6 +9,7 @@ Errors are relative, in what the polynomial is multiplied into. Needs mpmath and
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mpmath as mp
@@ -34,15 +35,27 @@ def tail_slope(t: mp.mpf) -> mp.mpf:
 ROOT = mp.findroot(tail_slope, 0.75)
 
 
+GAUSS = to_float32(-1 / (2 * mp.log(2)))  # exp(-t^2/2) is computed as 2^(GAUSS t^2), off by 1e-6 in the far tail
+
+
 def gauss_free(f: Function) -> Function:
     return lambda t: f(t) * mp.exp(t * t / 2)
 
 
-def slope_over_root(t: mp.mpf) -> mp.mpf:
+def gauss_free_single(f: Function) -> Function:
+    """What float32 results divide by is what they will be multiplied by."""
+    return lambda t: f(t) * mp.mpf(2) ** (-GAUSS * t * t)
+
+
+def slope_over_root(t: mp.mpf, without_gauss: Callable[[Function], Function] = gauss_free) -> mp.mpf:
     """G(t) = tail_slope(t) exp(t^2/2) / (ROOT - t)."""
     if abs(t - ROOT) < 1e-12:
         t = t + mp.mpf(10) ** -10
-    return gauss_free(tail_slope)(t) / (ROOT - t)
+    return without_gauss(tail_slope)(t) / (ROOT - t)
+
+
+def slope_over_root_single(t: mp.mpf) -> mp.mpf:
+    return slope_over_root(t, gauss_free_single)
 
 
 def single_weight(result: mp.mpf) -> mp.mpf:
@@ -84,14 +97,14 @@ def single_fits() -> tuple[Fit, Fit]:
         return w / (1 - w / 2)
 
     def m(w: mp.mpf) -> mp.mpf:
-        return (2 + t_of(w)) * gauss_free(upper_tail)(t_of(w)) - mp.mpf(1) / 2
+        return (2 + t_of(w)) * gauss_free_single(upper_tail)(t_of(w)) - mp.mpf(1) / 2
 
     interval = (0, LIMIT / (1 + LIMIT / 2))
     return (
         fit(m, lambda w: single_weight(upper_tail(t_of(w))) / (m(w) + mp.mpf(1) / 2), interval, 11, constant=0.5),
         fit(
-            lambda w: slope_over_root(t_of(w)),
-            lambda w: single_weight(slope_size(t_of(w))) / slope_over_root(t_of(w)),
+            lambda w: slope_over_root_single(t_of(w)),
+            lambda w: single_weight(slope_size(t_of(w))) / slope_over_root_single(t_of(w)),
             interval,
             degree=9,
         ),
@@ -129,13 +142,13 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
         return mp.log(upper_tail(t), 2)
 
     def twice_mills(t: mp.mpf) -> mp.mpf:
-        return 2 * gauss_free(upper_tail)(t)
+        return 2 * gauss_free_single(upper_tail)(t)
 
     tables = {
         "mills": (twice_mills, lambda t: single_weight(upper_tail(t)) / twice_mills(t), {16: 6, 8: 8}),
         "slope_single": (
-            slope_over_root,
-            lambda t: single_weight(slope_size(t)) / slope_over_root(t),
+            slope_over_root_single,
+            lambda t: single_weight(slope_size(t)) / slope_over_root_single(t),
             {16: 5, 8: 6},
         ),
         "log2_upper_tail": (
