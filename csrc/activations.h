@@ -45,7 +45,7 @@ struct GeluErf {
     if constexpr (is_double<P>) {
       return Product<T>{t, upper_tail(t)};
     } else if constexpr (is_single<P>) {
-      return gauss_single<P>(t).times(tail_factor(t)).half();
+      return tail_single<P>(gauss_single<P>(t), t);
     } else {
       return half_upper_tail<P>(t).times(t);
     }
@@ -70,7 +70,7 @@ struct GeluErf {
       return TailAndSlope{Product<T>{t, p}, Product<T>{mul_add(-t, density(t), p), 1.0}};
     } else if constexpr (is_single<P>) {
       const Exp2<P> e = gauss_single<P>(t);
-      return TailAndSlope{e.times(tail_factor(t)).half(), e.times(from_root<P>(t, slope_factor_single(t)))};
+      return TailAndSlope{tail_single<P>(e, t), e.times(from_root<P>(t, slope_factor_single(t)))};
     } else {
       // Phi(-t) = S(t) + t phi(t): the tail is one multiplication from the slope. The sum cancels to 1/t^2 of its
       // terms, which costs 2e-6 in float16's smallest results and 1e-5 in bfloat16's.
@@ -104,16 +104,16 @@ struct GeluErf {
   template <class T>
   using Pieces = GeluErfPieces<kPieces<T>>;
 
-  // 2 t Phi(-t) exp(t^2/2): twice, so that the tail is t/2 also for the smallest t.
-  template <class T>
-  static GELU_EXT_FN T tail_factor(T t) {
+  // t Phi(-t)
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN auto tail_single(Exp2<P> gauss, T t) {
     if constexpr (kPieces<T> != 0) {
-      return t * piecewise(Pieces<T>::mills, t);
+      return gauss.times(t * piecewise(Pieces<T>::mills, t));
     } else {
-      // w (1/2 + M(w)) for w = t/(1 + t/2), in [0, 2)
+      // w (1/2 + M(w))/2 for w = t/(1 + t/2), in [0, 2). Halved last, so that it is t/2 also for the smallest t.
       const T sum = denominator(t), sum_error = mul_add(0.5f, t, 1.0f - sum);
       const T w = quotient(t, sum, sum_error, reciprocal(sum));
-      return mul_add(w, mills_single(w), 0.5f * w);
+      return gauss.times(mul_add(w, mills_single(w), 0.5f * w)).half();
     }
   }
 

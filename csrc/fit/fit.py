@@ -141,11 +141,11 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
     def log2_upper_tail(t: mp.mpf) -> mp.mpf:
         return mp.log(upper_tail(t), 2)
 
-    def twice_mills(t: mp.mpf) -> mp.mpf:
-        return 2 * gauss_free_single(upper_tail)(t)
+    def mills(t: mp.mpf) -> mp.mpf:
+        return gauss_free_single(upper_tail)(t)
 
     tables = {
-        "mills": (twice_mills, lambda t: single_weight(upper_tail(t)) / twice_mills(t), {16: 6, 8: 8}),
+        "mills": (mills, lambda t: single_weight(upper_tail(t)) / mills(t), {16: 6, 8: 8}),
         "slope_single": (
             slope_over_root_single,
             lambda t: single_weight(slope_size(t)) / slope_over_root_single(t),
