@@ -220,7 +220,7 @@ struct SigmoidGate {
     const Exp2<P> e = Argument::template exp_minus<P>(t);
     const OnePlus<P> one_plus_e(e);
     const T numerator = Argument::template slope_numerator<P>(t, e.whole());
-    return TailAndSlope{e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide_twice(numerator))};
+    return TailAndSlope{e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide(one_plus_e.divide(numerator)))};
   }
 
  private:
@@ -236,14 +236,6 @@ struct SigmoidGate {
     GELU_EXT_FN T divide(T a) const {
       if constexpr (is_single<P>) return quotient(a, sum, sum_error, inverse);
       return a * inverse;
-    }
-
-    GELU_EXT_FN T divide_twice(T a) const {
-      if constexpr (is_single<P>) {
-        const T exact = mul_add(mul_add(-sum_error, inverse, fused(-sum, inverse, 1)), inverse, inverse);
-        return a * exact * exact;
-      }
-      return a * inverse * inverse;
     }
 
    private:
