@@ -141,6 +141,7 @@ def contenders(case: Case, device: torch.device, with_compile: bool) -> dict[str
     x, y, grad = case.inputs(device)
     calls = {"eager": op.eager, "gelu_ext": op.fused}
     if with_compile:
+        torch._dynamo.reset()  # or it gives up recompiling after eight cases, and runs eager
         calls["compile"] = torch.compile(op.eager, dynamic=False)
     for name, call in calls.items():
         check(case, call, device, name)
