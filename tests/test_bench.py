@@ -42,6 +42,26 @@ def test_the_microbenchmark_prints_and_writes_each_case(load, tmp_path, capsys):
     assert capsys.readouterr().out.count("geglu") == 2
 
 
+def test_the_microbenchmark_takes_one_value_everywhere(load, capsys):
+    assert load("bench").main([*ONE_CASE, "--values", "random,-13", "--rounds", "2", "--seconds", "0.001"]) == 0
+    assert [("x = -13" in line) for line in capsys.readouterr().out.splitlines()[1:]] == [False, False, True, True]
+
+
+def test_torch_is_held_to_the_instruction_set_too(load, monkeypatch):
+    """By starting again with the limits that it reads when it is loaded, and only where they are not set yet."""
+    bench, started = load("bench"), []
+    monkeypatch.setattr(bench.os, "execve", lambda program, arguments, environment: started.append(environment))
+    bench.hold_torch_to(None)
+    bench.hold_torch_to("avx512")
+    assert not started
+    bench.hold_torch_to("avx2")
+    assert started[0]["ONEDNN_MAX_CPU_ISA"] == "AVX2" and started[0]["ATEN_CPU_CAPABILITY"] == "avx2"
+    for name, value in bench.TORCH_LIMITS["avx2"].items():
+        monkeypatch.setenv(name, value)
+    bench.hold_torch_to("avx2")
+    assert len(started) == 1
+
+
 def test_a_contender_that_computes_something_else_is_not_timed(load, monkeypatch):
     bench = load("bench")
 

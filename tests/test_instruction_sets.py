@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import INSTRUCTION_SETS
-from reference import CALLS, DTYPES, Call, assert_within, check, leaf, randn, same_bits
+from reference import CALLS, DTYPES, FORMS, Call, assert_within, check, leaf, randn, same_bits
 
+import gelu_ext
 from gelu_ext import _native
 
 LARGEST = 1100  # beyond two blocks of the row loops, and every remainder of a vector
@@ -136,3 +137,25 @@ def test_an_unknown_name_in_the_environment_is_refused_in_a_sentence():
     done = in_a_new_process("avx1024")
     names = ",".join(INSTRUCTION_SETS)
     assert done.stdout.strip() == f"RuntimeError GELU_EXT_CPU_ISA: expected one of {names}, got 'avx1024'", done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_any_nan_of_a_float32_bias_stays_one(dtype, instruction_set):
+    """Rounding to 16 bits must not carry a NaN's lowest bits into its sign."""
+    bits = [0x7FFFFFFF, 0x7F800001, -1, 0x7FC00000, 0x7F80FFFF, -0x7FFFFF]
+    bias = torch.zeros(200)
+    bias[7:190:3] = torch.tensor(bits * 11, dtype=torch.int32).view(torch.float32)[: len(range(7, 190, 3))]
+    for width in (200, 129, 64):
+        x, b = torch.zeros(3, width, dtype=dtype), bias[:width].clone()
+        assert torch.equal(gelu_ext.bias_gelu(x, b).isnan(), b.isnan().expand(3, width))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_subnormal_results_are_the_same_everywhere(form, instruction_set):
+    """Alone, among numbers of any size, and as a remainder: each of these takes another way through the conversions."""
+    x = torch.arange(-16, -4, 0.03125).to(torch.bfloat16)
+    alone = torch.cat([gelu_ext.bias_gelu(value[None], None, approximate=form) for value in x])
+    assert torch.equal(gelu_ext.bias_gelu(x, None, approximate=form), alone)
+    mixed = torch.stack([x, torch.randn(len(x)).to(torch.bfloat16)], 1).flatten()
+    assert torch.equal(gelu_ext.bias_gelu(mixed, None, approximate=form)[::2], alone)
+    assert form == "sigmoid" or ((alone != 0) & (alone.abs() < 2.0**-126)).any()

@@ -350,3 +350,20 @@ def test_a_width_of_zero_has_gradients_of_its_shape(sizes):
     out = mlp(x, w1, None, w2, None)
     grads = torch.autograd.grad(out, (x, w1, w2), torch.randn_like(out))
     assert [g.shape for g in grads] == [x.shape, w1.shape, w2.shape]
+
+
+@every_kind
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_backward_writes_over_nothing_of_the_callers(kind, recompute):
+    """The node puts gradients where its own gradients were, so it must know whose a tensor is."""
+    tensors = inputs(kind, torch.float32)
+    grad = torch.randn(*tensors[0].shape[:-1], D)
+    before = [t.detach().clone() for t in (*tensors, grad)]
+    out = fused(kind, tensors, recompute=recompute)
+    first = torch.autograd.grad(out, tensors, grad, retain_graph=True)
+    kept = [g.clone() for g in first]
+    again = torch.autograd.grad(out, tensors, grad)
+    assert all(torch.equal(a, b) for a, b in zip((*tensors, grad), before, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, kept, again, strict=True))
+    plain = torch.autograd.grad(truth(kind, tensors), tensors, grad)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(first, plain, strict=True))
