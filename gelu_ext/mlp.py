@@ -3,7 +3,8 @@
 The node computes through torch's own matrix products and the native activation. With ``recompute=True`` it keeps its
 input and the pre-activation, and computes the activation once more in its backward: the same kernel on the same
 numbers, so the gradients are equal to the bit. On a CPU its gradients take the memory of tensors of its own that it has
-used up, which saves the page faults of fresh ones. Knows functional.py's neighbours and torch; nothing here knows a kernel.
+used up, which saves the page faults of fresh ones. Knows functional.py's neighbours and torch; nothing here knows a
+kernel.
 """
 
 from __future__ import annotations

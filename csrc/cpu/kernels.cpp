@@ -219,7 +219,7 @@ void bias_act_forward(const BiasActForward& problem) {
   const InstructionSet& set = chosen_set();
   const Fold fold(problem, problem.bias.data != nullptr, problem.x, problem.out);
   const WideBias bias(problem.bias, problem.dtype, problem.cols, fold.size);
-  if (problem.huge_pages) expect_large(problem.out, problem.dtype, problem.rows, problem.cols);
+  const LargeOutput large_out(problem.out, problem.dtype, problem.rows, problem.cols, problem.huge_pages);
   const auto run = [&](const Problem& p) {
     parallel_tiles(p.rows, p.cols, [&](const Tile& tile) { set.bias_act_forward(p, bias.data(), tile); });
   };
@@ -232,7 +232,7 @@ void bias_act_backward(const BiasActBackward& problem) {
   const Fold fold(problem, problem.bias.data != nullptr, problem.x, problem.grad_out, problem.grad_x);
   const WideBias bias(problem.bias, problem.dtype, problem.cols, fold.size);
   const ColumnSums sums(problem.grad_bias, problem.dtype, problem.rows, problem.cols, fold);
-  if (problem.huge_pages) expect_large(problem.grad_x, problem.dtype, problem.rows, problem.cols);
+  const LargeOutput large_grad_x(problem.grad_x, problem.dtype, problem.rows, problem.cols, problem.huge_pages);
   const auto run = [&](const Problem& p, int64_t chunk, int64_t col, const Tile& tile) {
     set.bias_act_backward(p, bias.data(), sums.at(chunk, col), tile);
   };
@@ -247,7 +247,7 @@ void gated_act_forward(const GatedActForward& problem) {
   const Fold fold(problem, has_bias, problem.activated, problem.linear, problem.out);
   const WideBias activated_bias(problem.activated_bias, problem.dtype, problem.cols, fold.size);
   const WideBias linear_bias(problem.linear_bias, problem.dtype, problem.cols, fold.size);
-  if (problem.huge_pages) expect_large(problem.out, problem.dtype, problem.rows, problem.cols);
+  const LargeOutput large_out(problem.out, problem.dtype, problem.rows, problem.cols, problem.huge_pages);
   const auto run = [&](const Problem& p) {
     parallel_tiles(p.rows, p.cols, [&](const Tile& tile) {
       set.gated_act_forward(p, activated_bias.data(), linear_bias.data(), tile);
@@ -266,8 +266,10 @@ void gated_act_backward(const GatedActBackward& problem) {
   const WideBias linear_bias(problem.linear_bias, problem.dtype, problem.cols, fold.size);
   const ColumnSums activated_sums(problem.grad_activated_bias, problem.dtype, problem.rows, problem.cols, fold);
   const ColumnSums linear_sums(problem.grad_linear_bias, problem.dtype, problem.rows, problem.cols, fold);
-  if (problem.huge_pages) expect_large(problem.grad_activated, problem.dtype, problem.rows, problem.cols);
-  if (problem.huge_pages) expect_large(problem.grad_linear, problem.dtype, problem.rows, problem.cols);
+  const LargeOutput large_grad_activated(problem.grad_activated, problem.dtype, problem.rows, problem.cols,
+                                         problem.huge_pages);
+  const LargeOutput large_grad_linear(problem.grad_linear, problem.dtype, problem.rows, problem.cols,
+                                      problem.huge_pages);
   const auto run = [&](const Problem& p, int64_t chunk, int64_t col, const Tile& tile) {
     set.gated_act_backward(p, activated_bias.data(), linear_bias.data(), activated_sums.at(chunk, col),
                            linear_sums.at(chunk, col), tile);
