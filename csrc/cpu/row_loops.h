@@ -35,7 +35,6 @@ GELU_EXT_FN void for_each_pack(const Tile& tile, F&& f) {
 template <class T, class S, class N>
 GELU_EXT_FN T stream(const S* src, N n) {
   constexpr int kAhead = 2048, kLine = 64;  // bytes
-#pragma GCC unroll 8
   for (int i = 0; i < static_cast<int>(n * sizeof(S)); i += kLine) {
     __builtin_prefetch(reinterpret_cast<const char*>(src) + kAhead + i);
   }
