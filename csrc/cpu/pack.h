@@ -233,7 +233,6 @@ struct Scaled {
     for (int i = 0; i < N; ++i) r.part[i] = _mm512_scalef_ps(x.part[i], n.part[i]);
     return r;
   }
-  GELU_EXT_FN Scaled half() const { return {x, n - 1.0f}; }
   GELU_EXT_FN Pack<N> plus(Pack<N> c) const { return value() + c; }
   GELU_EXT_FN Pack<N> subtracted_from(Pack<N> c) const { return c - value(); }
 };

@@ -65,7 +65,6 @@ GELU_EXT_FN float widen_one(float x) { return x; }
 GELU_EXT_FN float widen_one(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
 GELU_EXT_FN float widen_one(Half x) { return float_from_half<float, uint32_t>(x.bits); }
 
-GELU_EXT_FN float narrow_one(float x, float) { return x; }
 GELU_EXT_FN BFloat16 narrow_one(float x, BFloat16) {
   return {static_cast<uint16_t>(bfloat16_from<float, uint32_t>(x))};
 }
