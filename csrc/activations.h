@@ -1,5 +1,5 @@
 // THE MATHEMATICS, once, for g++ and nvcc: every activation's value and slope, and the list of them.
-// Knows scalar_math.h and nothing else.
+// Knows scalar_math.h and the tables of pieces.h, nothing else.
 //
 // Every form here is x * F(x) with a symmetric distribution function, F(-x) = 1 - F(x). So the upper tail
 // tail(t) = t * F(-t), t = |x|, gives everything without cancellation:
@@ -87,7 +87,7 @@ struct GeluErf {
   template <class P, class T = typename P::type>
   static GELU_EXT_FN Exp2<P> gauss_single(T t) {
     const T square = t * t;
-    return Exp2<P>::of(square, kGauss, fused(t, t, -square));
+    return Exp2<P>(square, kGauss, fused(t, t, -square));
   }
 
   // (t0 - t) g, where the slope at -t0 is zero.
@@ -108,7 +108,7 @@ struct GeluErf {
   template <class P, class T = typename P::type>
   static GELU_EXT_FN auto tail_single(Exp2<P> gauss, T t) {
     if constexpr (kPieces<T> != 0) {
-      return gauss.times(t * piecewise(Pieces<T>::mills, t));
+      return gauss.times(t * piecewise(Pieces<T>::mills_centres, Pieces<T>::mills, t));
     } else {
       // w (1/2 + M(w))/2 for w = t/(1 + t/2), in [0, 2). Halved last, so that it is t/2 also for the smallest t.
       const T sum = denominator(t), sum_error = mul_add(0.5f, t, 1.0f - sum);
@@ -121,7 +121,7 @@ struct GeluErf {
   template <class T>
   static GELU_EXT_FN T slope_factor_single(T t) {
     if constexpr (kPieces<T> != 0) {
-      return piecewise(Pieces<T>::slope_single, t);
+      return piecewise(Pieces<T>::slope_single_centres, Pieces<T>::slope_single, t);
     } else {
       return slope_single(t * reciprocal(denominator(t)));
     }
@@ -141,10 +141,10 @@ struct GeluErf {
   template <class P, class T = typename P::type>
   static GELU_EXT_FN Exp2<P> half_upper_tail(T t) {
     if constexpr (kPieces<T> != 0) {
-      return Exp2<P>::of(piecewise(Pieces<T>::log2_upper_tail, t));
+      return Exp2<P>(piecewise(Pieces<T>::log2_upper_tail, t));
     } else {
       // Nearly a parabola, so that one polynomial and one exp2 will do.
-      return Exp2<P>::of(half_log2_upper_tail(t), 2.0f);
+      return Exp2<P>(half_log2_upper_tail(t), 2.0f);
     }
   }
 
@@ -220,7 +220,7 @@ struct SigmoidGate {
     const Exp2<P> e = Argument::template exp_minus<P>(t);
     const OnePlus<P> one_plus_e(e);
     const T numerator = Argument::template slope_numerator<P>(t, e.whole());
-    return TailAndSlope{e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide(one_plus_e.divide(numerator)))};
+    return TailAndSlope{e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide_twice(numerator))};
   }
 
  private:
@@ -236,6 +236,16 @@ struct SigmoidGate {
     GELU_EXT_FN T divide(T a) const {
       if constexpr (is_single<P>) return quotient(a, sum, sum_error, inverse);
       return a * inverse;
+    }
+
+    // a / (1 + e)^2
+    GELU_EXT_FN T divide_twice(T a) const {
+      if constexpr (is_single<P>) {
+        const T square = fused(sum, sum, sum * (sum_error + sum_error));
+        return quotient(a, square, inverse * inverse);
+      } else {
+        return a * inverse * inverse;
+      }
     }
 
    private:
@@ -260,7 +270,7 @@ struct TanhArgument {
     if constexpr (is_double<P>) {
       return {::exp(-kLinear * (t * mul_add(kCubic * t, t, 1.0)))};
     } else if constexpr (std::is_same_v<P, HalfPrecision>) {
-      return Exp2<P>::of(t, mul_add(static_cast<float>(b), t * t, static_cast<float>(a)));
+      return Exp2<P>(t, mul_add(static_cast<float>(b), t * t, static_cast<float>(a)));
     } else {
       // t (a + b t^2), with the errors of t^2, of the sum and of the constants in `m_lo`; a_hi is so short that
       // a_hi - m is exact.
@@ -270,7 +280,7 @@ struct TanhArgument {
       const auto square = t * t, square_error = fused(t, t, -square);
       const auto m = mul_add(b_hi, square, a_hi);
       const auto m_lo = fused(b_hi, square, a_hi - m) + mul_add(b_hi, square_error, mul_add(b_lo, square, a_lo));
-      return Exp2<P>::of(m, t, m_lo);
+      return Exp2<P>(m, t, m_lo);
     }
   }
 
@@ -301,10 +311,10 @@ struct QuickArgument {
     if constexpr (is_double<P>) {
       return {::exp(-kLinear * t)};
     } else if constexpr (std::is_same_v<P, HalfPrecision>) {
-      return Exp2<P>::of(t, static_cast<float>(a));
+      return Exp2<P>(t, static_cast<float>(a));
     } else {
       constexpr float a_hi = static_cast<float>(a), a_lo = static_cast<float>(a - a_hi);
-      return Exp2<P>::of(a_hi, t, a_lo);
+      return Exp2<P>(a_hi, t, a_lo);
     }
   }
 
@@ -338,7 +348,7 @@ struct ActivationList {
 };
 using Activations = ActivationList<GeluErf, GeluTanh, GeluSigmoid>;
 
-// value, slope and both of a form at any x. The clamp loses a NaN; max0(x) brings it back.
+// value, slope and both of a form at any x. The clamp of one number loses a NaN; max0(x) brings it back.
 template <class Form, class P>
 struct Activation {
   using T = typename P::type;
@@ -365,7 +375,7 @@ struct Activation {
     if constexpr (std::is_arithmetic_v<T>) {
       return x > 0 ? s.subtracted_from(1) : s.plus(max0(x));
     } else {
-      return select_positive(x, s.subtracted_from(1), s.plus(max0(x)));
+      return complement_where_positive(x, s.value());
     }
   }
 };

@@ -1,13 +1,16 @@
 // The primitives that the activations are written in, for one float or double: fused multiply-add, clamps, quotient,
-// 2^p. Knows <cmath> and nothing else. The CPU kernels add the same primitives for packs of floats (cpu/pack.h), so
-// nothing here branches. Both compilers run with floating-point contraction off: what is fused is written here as
-// fused, so the host and the device round alike wherever the device does not use its special-function unit.
+// 2^p. Knows <cmath> and the tables of pieces.h, nothing else. The CPU kernels add the same primitives for packs of
+// floats (cpu/pack.h), so nothing here branches. Both compilers run with floating-point contraction off: what is fused
+// is written here as fused, so the host and the device round alike wherever the device does not use its
+// special-function unit.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+
+#include "pieces.h"
 
 #if defined(__CUDACC__)
 #define GELU_EXT_FN __host__ __device__ __forceinline__
@@ -115,12 +118,18 @@ GELU_EXT_FN float fused(float a, float b, float c) {
 }
 GELU_EXT_FN double fused(double a, double b, double c) { return std::fma(a, b, c); }
 
+// a * b, which may be subnormal without costing more.
+template <class T>
+GELU_EXT_FN T product(T a, T b) {
+  return a * b;
+}
+
 // A product whose multiplication is left to the caller, to be fused with the addition that follows.
 template <class T>
 struct Product {
   T a, b;
 
-  GELU_EXT_FN T value() const { return a * b; }
+  GELU_EXT_FN T value() const { return product(a, b); }
   GELU_EXT_FN Product half() const { return {a, T(0.5f) * b}; }
   GELU_EXT_FN T plus(T c) const { return mul_add(a, b, c); }
   GELU_EXT_FN T subtracted_from(T c) const { return mul_add(-a, b, c); }
@@ -138,6 +147,13 @@ GELU_EXT_FN T horner_step(T x, T sum, float c, Rest... rest) {
 template <class T, class... Rest>
 GELU_EXT_FN T horner(T x, float leading, Rest... rest) {
   return horner_step(x, T(leading), rest...);
+}
+
+template <class T, size_t N>
+GELU_EXT_FN T horner(T x, const float (&c)[N]) {
+  T sum = c[0];
+  for (size_t i = 1; i < N; ++i) sum = mul_add(sum, x, T(c[i]));
+  return sum;
 }
 
 // min(|x|, limit); for a NaN the limit. On the host it is a minimum of integers, because g++ specialises what follows a
@@ -184,37 +200,66 @@ GELU_EXT_FN T rough_reciprocal(T x) {
   return reciprocal(x);
 }
 
-// a / (b + b_lo) to about half a unit in the last place, given q = 1/b to 2^-13.
+// a / b and a / (b + b_lo) to about half a unit in the last place, given q = 1/b to 2^-13.
+template <class T>
+GELU_EXT_FN T quotient(T a, T b, T q) {
+  const T rough = a * q;
+  return mul_add(fused(-b, rough, a), q, rough);
+}
 template <class T>
 GELU_EXT_FN T quotient(T a, T b, T b_lo, T q) {
   const T rough = a * q;
   return mul_add(mul_add(-b_lo, rough, fused(-b, rough, a)), q, rough);
 }
 
-// The integer n nearest to a b, in a form of its own: here n + kShift, which has n in its low bits.
-inline constexpr float kShift = 0x1.8p23f;
+// Into how many pieces arithmetic in T can divide what it computes, each with numbers of its own looked up in a
+// register; 0: it cannot.
+template <class T, class = void>
+inline constexpr int kPieces = 0;
+template <class T>
+inline constexpr int kPieces<T, std::void_t<decltype(T::kPieces)>> = T::kPieces;
 
-GELU_EXT_FN float nearest_integer(float a, float b) { return mul_add(a, b, kShift); }
-GELU_EXT_FN float nearest_integer(float a) { return a + kShift; }
-GELU_EXT_FN float minus_integer(float n) { return kShift - n; }
+// x + kShift is kShift + n, n the integer nearest to x; with kShift / steps it is the nearest multiple of 1/steps.
+inline constexpr float kShift = 0x1.8p23f;
+constexpr int steps_of(int pieces) { return pieces == 0 ? 1 : pieces; }
 
 // x 2^n in factors of which the last rounds: up to there all stays normal.
 inline constexpr int kLowestPower = -160;         // 0 below: a factor up to 2^10 still makes the right subnormals
 inline constexpr float kPowerUnscale = 0x1p-33f;  // 2^(kLowestPower + 127)
 
-GELU_EXT_FN Product<float> times_power_of_2(float x, float n) {
-  const int32_t power = static_cast<int32_t>(to_bits(n)) - static_cast<int32_t>(to_bits(kShift));
+GELU_EXT_FN Product<float> times_power_of_2(float x, float shifted_n) {
+  const int32_t power = static_cast<int32_t>(to_bits(shifted_n)) - static_cast<int32_t>(to_bits(kShift));
   const int32_t bounded = power > kLowestPower ? power : kLowestPower;
   return {x * from_bits(static_cast<uint32_t>(bounded - kLowestPower) << 23), kPowerUnscale};
 }
 
 // x 2^n / kPowerUnscale, so far
-GELU_EXT_FN float scaled_power_of_2(float x, float n) { return times_power_of_2(x, n).a; }
+GELU_EXT_FN float scaled_power_of_2(float x, float shifted_n) { return times_power_of_2(x, shifted_n).a; }
 
-// 2^((a + a_lo) b) for -2^20 < a b <= 0, |a_lo b| << 1; a b is not rounded. It is kept in factors of which the last
-// rounds, so that products with it are rounded once, also where they are subnormal, and fused with what is added to
-// them.
+// x = n + r, n the nearest integer, or multiple of 1/kPieces.
 template <class P>
+struct SplitExponent {
+  using T = typename P::type;
+  static constexpr float kUnitShift = kShift / steps_of(kPieces<T>);
+
+  T shifted_n;  // n + kUnitShift, which has n in its low bits
+  T r;
+
+  // x = (a + a_lo) b; a b is not rounded
+  GELU_EXT_FN SplitExponent(T a, T b, T a_lo = 0.0f) : shifted_n(mul_add(a, b, T(kUnitShift))) {
+    const T n = shifted_n - kUnitShift;
+    if constexpr (is_single<P>) {
+      r = mul_add(a_lo, b, fused(a, b, -n));
+    } else {
+      r = mul_add(a, b, -n);
+    }
+  }
+  explicit GELU_EXT_FN SplitExponent(T x) : shifted_n(x + kUnitShift), r(x - (shifted_n - kUnitShift)) {}
+};
+
+// 2^x for -2^17 < x <= 0, |a_lo b| << 1. It is kept in factors of which the last rounds, so that products with it are
+// rounded once, also where they are subnormal, and fused with what is added to them.
+template <class P, int Pieces = kPieces<typename P::type>>
 struct Exp2;
 
 #if defined(GELU_EXT_DEVICE_ARITHMETIC)
@@ -223,41 +268,30 @@ template <>
 struct Exp2<HalfPrecision> {
   float root;
 
-  static GELU_EXT_FN Exp2 of(float a, float b) { return {special_exp2(a * (0.5f * b))}; }
+  GELU_EXT_FN Exp2(float a, float b) : root(special_exp2(a * (0.5f * b))) {}
 
   GELU_EXT_FN Product<float> times(float factor) const { return {factor * root, root}; }
   GELU_EXT_FN Product<float> whole() const { return {root, root}; }
 };
 #endif
 
-// (1 + excess) 2^n, n the nearest integer.
+// (1 + excess) 2^n
 template <class P>
-struct Exp2 {
+struct Exp2<P, 0> {
   using T = typename P::type;
 
+  T shifted_n;
   T excess;  // 2^r - 1
-  T n;
 
-  static GELU_EXT_FN Exp2 of(T a, T b, T a_lo = 0.0f) {
-    const T n = nearest_integer(a, b);
-    T r;
-    if constexpr (is_single<P>) {
-      r = mul_add(a_lo, b, fused(a, b, minus_integer(n)));
-    } else {
-      r = mul_add(a, b, minus_integer(n));
-    }
-    return {r * excess_over(r), n};
-  }
+  GELU_EXT_FN Exp2(T a, T b, T a_lo = 0.0f) : Exp2(SplitExponent<P>(a, b, a_lo)) {}
+  explicit GELU_EXT_FN Exp2(T x) : Exp2(SplitExponent<P>(x)) {}
+  explicit GELU_EXT_FN Exp2(const SplitExponent<P>& x) : shifted_n(x.shifted_n), excess(x.r * excess_over(x.r)) {}
 
-  // the same for a <= 0 instead of a b
-  static GELU_EXT_FN Exp2 of(T a) {
-    const T n = nearest_integer(a), r = a + minus_integer(n);
-    return {r * excess_over(r), n};
-  }
+  GELU_EXT_FN auto times(T factor) const { return times_power_of_2(mul_add(factor, excess, factor), shifted_n); }
+  GELU_EXT_FN auto whole() const { return times_power_of_2(1 + excess, shifted_n); }
+  GELU_EXT_FN T scaled() const { return scaled_power_of_2(1 + excess, shifted_n); }
 
-  GELU_EXT_FN auto times(T factor) const { return times_power_of_2(mul_add(factor, excess, factor), n); }
-  GELU_EXT_FN auto whole() const { return times_power_of_2(1 + excess, n); }
-
+ private:
   // (2^r - 1)/r
   static GELU_EXT_FN T excess_over(T r) {
     if constexpr (is_single<P>) {
@@ -266,6 +300,33 @@ struct Exp2 {
       return horner(r, 0x1.5bda9p-10f, 0x1.3ce8b2p-7f, 0x1.c6b6d8p-5f, 0x1.ebf9c2p-3f, 0x1.62e42ap-1f);
     }
   }
+};
+
+// significand 2^floor(n). 2^(n - floor(n)) is looked up, so that r is small and little is left to compute.
+template <class P, int Pieces>
+struct Exp2 {
+  using T = typename P::type;
+
+  T shifted_n;
+  T significand;
+
+  GELU_EXT_FN Exp2(T a, T b, T a_lo = 0.0f) : Exp2(SplitExponent<P>(a, b, a_lo)) {}
+  explicit GELU_EXT_FN Exp2(T x) : Exp2(SplitExponent<P>(x)) {}
+  explicit GELU_EXT_FN Exp2(const SplitExponent<P>& x) : shifted_n(x.shifted_n) {
+    using Table = Exp2Pieces<Pieces>;
+    const auto fraction = bits_of(shifted_n);
+    const T power = look_up(Table::powers, fraction);
+    if constexpr (is_single<P>) {
+      const T excess = mul_add(x.r, horner(x.r, Table::single), look_up(Table::power_errors, fraction));
+      significand = mul_add(power, excess, power);
+    } else {
+      significand = mul_add(power * x.r, horner(x.r, Table::half), power);
+    }
+  }
+
+  GELU_EXT_FN auto times(T factor) const { return times_power_of_2(factor * significand, shifted_n); }
+  GELU_EXT_FN auto whole() const { return times_power_of_2(significand, shifted_n); }
+  GELU_EXT_FN T scaled() const { return scaled_power_of_2(significand, shifted_n); }
 };
 
 template <>
@@ -284,27 +345,27 @@ GELU_EXT_FN typename P::type scaled_exp2(typename P::type a, typename P::type b)
 #if defined(GELU_EXT_DEVICE_ARITHMETIC)
   return special_exp2(mul_add(a, b, 33.0f));
 #else
-  const Exp2<P> e = Exp2<P>::of(a, b);
-  return scaled_power_of_2(1 + e.excess, e.n);
+  return Exp2<P>(a, b).scaled();
 #endif
 }
 
-// Into how many pieces of [0, 15) arithmetic in T can divide what it computes, each with coefficients of its own looked
-// up in a register; 0: it cannot.
-template <class T, class = void>
-inline constexpr int kPieces = 0;
-template <class T>
-inline constexpr int kPieces<T, std::void_t<decltype(T::kPieces)>> = T::kPieces;
-
-// The polynomial of the piece that t lies in, about its centre. Rows of the table: centres, then coefficients, highest
-// degree first.
+// The polynomial of the piece that t lies in. Rows of the table: coefficients, highest degree first.
+template <class T, int Rows, int Pieces, class Piece>
+GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t, Piece piece) {
+  T sum = look_up(table[0], piece);
+  for (int row = 1; row < Rows; ++row) sum = mul_add(sum, t, look_up(table[row], piece));
+  return sum;
+}
 template <class T, int Rows, int Pieces>
 GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t) {
+  return piecewise(table, t, piece_of(t));
+}
+
+// The same in the distance from the centre of the piece, which is as exact as float32 can be.
+template <class T, int Rows, int Pieces>
+GELU_EXT_FN T piecewise(const float (&centres)[Pieces], const float (&table)[Rows][Pieces], T t) {
   const auto piece = piece_of(t);
-  const T distance = t - look_up(table[0], piece);
-  T sum = look_up(table[1], piece);
-  for (int row = 2; row < Rows; ++row) sum = mul_add(sum, distance, look_up(table[row], piece));
-  return sum;
+  return piecewise(table, t - look_up(centres, piece), piece);
 }
 
 }  // namespace gelu_ext

@@ -97,8 +97,8 @@ def test_no_torch_below_the_waist():
 
 def test_the_mathematics_includes_nothing_but_the_standard_library():
     for name, allowed in (
-        ("scalar_math.h", set()),
         ("pieces.h", set()),
+        ("scalar_math.h", {"pieces.h"}),
         ("activations.h", {"scalar_math.h", "pieces.h"}),
         ("kernels.h", {"activations.h"}),
     ):

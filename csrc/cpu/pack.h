@@ -15,6 +15,14 @@ constexpr int kRegisterBytes = 16;
 #endif
 constexpr int kRegisterSize = kRegisterBytes / sizeof(float);
 
+// In how many numbers of a register an instruction can look one up: the pieces of scalar_math.h.
+#if defined(GELU_EXT_HAS_AVX2)
+constexpr int kRegisterPieces = kRegisterSize;
+#else
+constexpr int kRegisterPieces = 0;
+#endif
+constexpr float kUnitShift = kShift / steps_of(kRegisterPieces);
+
 typedef float Floats __attribute__((vector_size(kRegisterBytes)));
 typedef uint32_t Bits __attribute__((vector_size(kRegisterBytes)));
 typedef int32_t Ints __attribute__((vector_size(kRegisterBytes)));
@@ -25,6 +33,7 @@ typedef double Doubles __attribute__((vector_size(kRegisterBytes * 2)));
 
 // The overloads for one number stay visible beside these.
 using gelu_ext::from_bits;
+using gelu_ext::product;
 using gelu_ext::to_bits;
 
 GELU_EXT_FN Bits to_bits(Floats x) { return reinterpret_cast<Bits>(x); }
@@ -62,17 +71,24 @@ GELU_EXT_FN Floats fused(Floats a, Floats b, Floats c) {
 #endif
 }
 
-GELU_EXT_FN Floats clamped_magnitude(Floats x, float limit) {
-  const Ints magnitude = reinterpret_cast<Ints>(to_bits(x) & 0x7fffffffu),
-             most = reinterpret_cast<Ints>(broadcast(limit));
-#if defined(GELU_EXT_HAS_AVX512)
-  return reinterpret_cast<Floats>(
-      _mm512_min_epi32(reinterpret_cast<__m512i>(magnitude), reinterpret_cast<__m512i>(most)));
-#elif defined(GELU_EXT_HAS_AVX2)
-  return reinterpret_cast<Floats>(
-      _mm256_min_epi32(reinterpret_cast<__m256i>(magnitude), reinterpret_cast<__m256i>(most)));
+// Zen 5 multiplies two normal numbers to a subnormal one in several times the time, but not if it adds something too.
+GELU_EXT_FN Floats product(Floats a, Floats b) {
+#if defined(GELU_EXT_HAS_FMA)
+  return mul_add(a, b, broadcast(-0.0f));
 #else
-  return reinterpret_cast<Floats>(magnitude < most ? magnitude : most);
+  return a * b;
+#endif
+}
+
+// Keeps a NaN: the instruction returns its second operand then.
+GELU_EXT_FN Floats clamped_magnitude(Floats x, float limit) {
+  const Floats magnitude = from_bits(to_bits(x) & 0x7fffffffu), most = broadcast(limit);
+#if defined(GELU_EXT_HAS_AVX512)
+  return _mm512_min_ps(most, magnitude);
+#elif defined(GELU_EXT_HAS_AVX2)
+  return _mm256_min_ps(most, magnitude);
+#else
+  return most < magnitude ? most : magnitude;
 #endif
 }
 
@@ -87,8 +103,14 @@ GELU_EXT_FN Floats max0(Floats x) {
 #endif
 }
 
-// first where x > 0, else second
-GELU_EXT_FN Floats select_positive(Floats x, Floats first, Floats second) { return x > 0.0f ? first : second; }
+// 1 - s where x > 0, else s
+GELU_EXT_FN Floats complement_where_positive(Floats x, Floats s) {
+#if defined(GELU_EXT_HAS_AVX512)
+  return _mm512_mask_sub_ps(s, _mm512_cmp_ps_mask(x, Floats{}, _CMP_GT_OQ), broadcast(1.0f), s);
+#else
+  return x > 0.0f ? 1.0f - s : s;
+#endif
+}
 
 GELU_EXT_FN Floats rough_reciprocal(Floats x) {
 #if defined(GELU_EXT_HAS_AVX512)
@@ -108,24 +130,23 @@ GELU_EXT_FN Floats reciprocal(Floats x) {
 }
 
 #if defined(GELU_EXT_HAS_AVX512)
-// The integer itself, and an instruction that scales by powers of two, down to subnormals and zero.
-GELU_EXT_FN Floats nearest_integer(Floats a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
-GELU_EXT_FN Floats nearest_integer(Floats a, Floats b) { return nearest_integer(a * b); }
-GELU_EXT_FN Floats minus_integer(Floats n) { return -n; }
-GELU_EXT_FN Floats scaled_power_of_2(Floats x, Floats n) { return _mm512_scalef_ps(x, n + 33.0f); }
+// The instruction ignores the fraction of n, and makes subnormals and zeros too.
+GELU_EXT_FN Floats times_power_of_2(Floats x, Floats shifted_n) { return _mm512_scalef_ps(x, shifted_n - kUnitShift); }
+GELU_EXT_FN Floats scaled_power_of_2(Floats x, Floats shifted_n) {
+  return _mm512_scalef_ps(x, shifted_n - (kUnitShift - 33.0f));
+}
 #else
-GELU_EXT_FN Floats nearest_integer(Floats a) { return a + kShift; }
-GELU_EXT_FN Floats nearest_integer(Floats a, Floats b) { return mul_add(a, b, broadcast(kShift)); }
-GELU_EXT_FN Floats minus_integer(Floats n) { return kShift - n; }
-GELU_EXT_FN Floats scaled_power_of_2(Floats x, Floats n) {
-  const Ints power = reinterpret_cast<Ints>(n) - static_cast<int32_t>(to_bits(kShift));
+GELU_EXT_FN Floats scaled_power_of_2(Floats x, Floats shifted_n) {
+  constexpr int kSteps = steps_of(kRegisterPieces);
+  const Ints steps =
+      reinterpret_cast<Ints>(shifted_n) - (static_cast<int32_t>(to_bits(kUnitShift)) + kSteps * kLowestPower);
 #if defined(GELU_EXT_HAS_AVX2)
-  const Ints bounded =
-      reinterpret_cast<Ints>(_mm256_max_epi32(reinterpret_cast<__m256i>(power), _mm256_set1_epi32(kLowestPower)));
+  const Bits bounded =
+      reinterpret_cast<Bits>(_mm256_max_epi32(reinterpret_cast<__m256i>(steps), _mm256_setzero_si256()));
 #else
-  const Ints bounded = power > kLowestPower ? power : Ints{} + kLowestPower;
+  const Bits bounded = reinterpret_cast<Bits>(steps > 0 ? steps : Ints{});
 #endif
-  return x * reinterpret_cast<Floats>((bounded - kLowestPower) << 23);
+  return x * from_bits(bounded / kSteps << 23);
 }
 #endif
 
@@ -144,60 +165,69 @@ GELU_EXT_FN Floats look_up(const float (&row)[8], Bits piece) {
 
 // --- packs -----------------------------------------------------------------------------------------------------------
 
+template <int N, class = std::make_integer_sequence<int, N>>
+struct Pack;
+
 #if defined(GELU_EXT_HAS_AVX512)
-template <int N>
-struct Scaled;
+// x 2^n, as a Product would be used, but by the instruction that scales.
+template <class T>
+struct Scaled {
+  T x, shifted_n;
+
+  GELU_EXT_FN T value() const { return T::scaled(x, shifted_n); }
+  GELU_EXT_FN T plus(T c) const { return value() + c; }
+  GELU_EXT_FN T subtracted_from(T c) const { return c - value(); }
+};
 #endif
 
-template <int N>
-struct Pack {
+// No loops: the compiler keeps in registers only what it sees one by one from the beginning.
+template <int N, int... I>
+struct Pack<N, std::integer_sequence<int, I...>> {
   static constexpr int kSize = N * kRegisterSize;
-#if defined(GELU_EXT_HAS_AVX512)
-  static constexpr int kPieces = 16;
-#elif defined(GELU_EXT_HAS_AVX2)
-  static constexpr int kPieces = 8;
-#else
-  static constexpr int kPieces = 0;
-#endif
+  static constexpr int kPieces = kRegisterPieces;
+  template <int>
+  using One = Floats;
 
   Floats part[N];
 
   Pack() = default;
-  GELU_EXT_FN Pack(float x) {
-    for (Floats& p : part) p = broadcast(x);
+  GELU_EXT_FN Pack(One<I>... parts) : part{parts...} {}
+  GELU_EXT_FN Pack(float x) : part{static_cast<One<I>>(broadcast(x))...} {}
+
+  // f(i) for register i
+  template <class F>
+  static GELU_EXT_FN Pack generate(F f) {
+    return {f(I)...};
+  }
+  // f(i, register i)
+  template <class F>
+  GELU_EXT_FN void for_each(F f) const {
+    (f(I, part[I]), ...);
   }
 
-// part[i] = expression for every i
-#define GELU_EXT_EACH(expression)                                               \
-  {                                                                             \
-    Pack r;                                                                     \
-    _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i) r.part[i] = expression; \
-    return r;                                                                   \
+  friend GELU_EXT_FN Pack operator-(Pack a) { return {-a.part[I]...}; }
+  friend GELU_EXT_FN Pack operator+(Pack a, Pack b) { return {a.part[I] + b.part[I]...}; }
+  friend GELU_EXT_FN Pack operator-(Pack a, Pack b) { return {a.part[I] - b.part[I]...}; }
+  friend GELU_EXT_FN Pack operator*(Pack a, Pack b) { return {a.part[I] * b.part[I]...}; }
+  friend GELU_EXT_FN Pack mul_add(Pack a, Pack b, Pack c) { return {mul_add(a.part[I], b.part[I], c.part[I])...}; }
+  friend GELU_EXT_FN Pack fused(Pack a, Pack b, Pack c) { return {fused(a.part[I], b.part[I], c.part[I])...}; }
+  friend GELU_EXT_FN Pack product(Pack a, Pack b) { return {product(a.part[I], b.part[I])...}; }
+  friend GELU_EXT_FN Pack max0(Pack x) { return {max0(x.part[I])...}; }
+  friend GELU_EXT_FN Pack rough_reciprocal(Pack x) { return {rough_reciprocal(x.part[I])...}; }
+  friend GELU_EXT_FN Pack reciprocal(Pack x) { return {reciprocal(x.part[I])...}; }
+  friend GELU_EXT_FN Pack clamped_magnitude(Pack x, float limit) { return {clamped_magnitude(x.part[I], limit)...}; }
+  friend GELU_EXT_FN Pack complement_where_positive(Pack x, Pack s) {
+    return {complement_where_positive(x.part[I], s.part[I])...};
   }
-  friend GELU_EXT_FN Pack operator-(Pack a) GELU_EXT_EACH(-a.part[i]) friend GELU_EXT_FN Pack operator+(Pack a, Pack b)
-      GELU_EXT_EACH(a.part[i] + b.part[i]) friend GELU_EXT_FN Pack operator-(Pack a, Pack b)
-          GELU_EXT_EACH(a.part[i] - b.part[i]) friend GELU_EXT_FN Pack operator*(Pack a, Pack b)
-              GELU_EXT_EACH(a.part[i] * b.part[i]) friend GELU_EXT_FN Pack mul_add(Pack a, Pack b, Pack c)
-                  GELU_EXT_EACH(mul_add(a.part[i], b.part[i], c.part[i])) friend GELU_EXT_FN Pack
-      fused(Pack a, Pack b, Pack c) GELU_EXT_EACH(fused(a.part[i], b.part[i], c.part[i])) friend GELU_EXT_FN Pack
-      clamped_magnitude(Pack x, float limit) GELU_EXT_EACH(clamped_magnitude(x.part[i], limit)) friend GELU_EXT_FN Pack
-      max0(Pack x) GELU_EXT_EACH(max0(x.part[i])) friend GELU_EXT_FN Pack select_positive(Pack x, Pack a, Pack b)
-          GELU_EXT_EACH(select_positive(x.part[i], a.part[i], b.part[i])) friend GELU_EXT_FN Pack
-      rough_reciprocal(Pack x) GELU_EXT_EACH(rough_reciprocal(x.part[i])) friend GELU_EXT_FN Pack
-      reciprocal(Pack x) GELU_EXT_EACH(reciprocal(x.part[i])) friend GELU_EXT_FN Pack nearest_integer(Pack a, Pack b)
-          GELU_EXT_EACH(nearest_integer(a.part[i], b.part[i])) friend GELU_EXT_FN Pack minus_integer(Pack n)
-              GELU_EXT_EACH(minus_integer(n.part[i])) friend GELU_EXT_FN Pack nearest_integer(Pack a)
-                  GELU_EXT_EACH(nearest_integer(a.part[i])) friend GELU_EXT_FN Pack scaled_power_of_2(Pack x, Pack n)
-                      GELU_EXT_EACH(scaled_power_of_2(x.part[i], n.part[i]))
-#undef GELU_EXT_EACH
-
+  friend GELU_EXT_FN Pack scaled_power_of_2(Pack x, Pack shifted_n) {
+    return {scaled_power_of_2(x.part[I], shifted_n.part[I])...};
+  }
 #if defined(GELU_EXT_HAS_AVX512)
-                          friend GELU_EXT_FN Scaled<N> times_power_of_2(Pack x, Pack n) {
-    return {x, n};
-  }
+  static GELU_EXT_FN Pack scaled(Pack x, Pack shifted_n) { return {times_power_of_2(x.part[I], shifted_n.part[I])...}; }
+  friend GELU_EXT_FN Scaled<Pack> times_power_of_2(Pack x, Pack shifted_n) { return {x, shifted_n}; }
 #else
-                          friend GELU_EXT_FN Product<Pack> times_power_of_2(Pack x, Pack n) {
-    return {scaled_power_of_2(x, n), kPowerUnscale};
+  friend GELU_EXT_FN Product<Pack> times_power_of_2(Pack x, Pack shifted_n) {
+    return {scaled_power_of_2(x, shifted_n), kPowerUnscale};
   }
 #endif
 
@@ -206,37 +236,17 @@ struct Pack {
     Bits part[N];
   };
   friend GELU_EXT_FN Piece piece_of(Pack t) {
-    Piece piece;
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) piece.part[i] = piece_of(t.part[i]);
-    return piece;
+    return Piece{{ piece_of(t.part[I])... }};
+  }
+  friend GELU_EXT_FN Piece bits_of(Pack x) {
+    return Piece{{ to_bits(x.part[I])... }};
   }
   template <int Pieces>
   friend GELU_EXT_FN Pack look_up(const float (&row)[Pieces], Piece piece) {
-    Pack r;
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) r.part[i] = look_up(row, piece.part[i]);
-    return r;
+    return {look_up(row, piece.part[I])...};
   }
 #endif
 };
-
-#if defined(GELU_EXT_HAS_AVX512)
-// x 2^n, as a Product would be used, but by the instruction that scales.
-template <int N>
-struct Scaled {
-  Pack<N> x, n;
-
-  GELU_EXT_FN Pack<N> value() const {
-    Pack<N> r;
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) r.part[i] = _mm512_scalef_ps(x.part[i], n.part[i]);
-    return r;
-  }
-  GELU_EXT_FN Pack<N> plus(Pack<N> c) const { return value() + c; }
-  GELU_EXT_FN Pack<N> subtracted_from(Pack<N> c) const { return c - value(); }
-};
-#endif
 
 // The precision P in packs of N registers; doubles go one by one, through the standard library's functions.
 template <class P, int N>
@@ -245,3 +255,16 @@ struct InPacks : P {
 };
 template <class P, int N>
 using Packed = std::conditional_t<is_double<P>, P, InPacks<P, N>>;
+
+// Of how many registers the row loops' packs are: the more, the better do they overlap, until too much has to be kept
+// in memory. Measured; the exact form of 16-bit results keeps few numbers alive.
+#if defined(GELU_EXT_HAS_AVX512)
+template <class Form, class P>
+constexpr int kWidth = std::is_same_v<Form, GeluErf> && !is_single<P> ? 8 : 5;
+#elif defined(GELU_EXT_HAS_AVX2)
+template <class Form, class P>
+constexpr int kWidth = 4;
+#else
+template <class Form, class P>
+constexpr int kWidth = 8;
+#endif

@@ -14,17 +14,24 @@ S* at(const Matrix& m, int64_t row, int64_t col) {
   return static_cast<S*>(m.data) + row * m.row_stride + col;
 }
 
-// f(precision, row, col, n) for every pack of the tile, in the order of memory: n elements, packs of four registers as
-// long as they are whole, then of one.
-template <DType D, class F>
+// Not in the loop, which would keep constants in registers and what f computes in memory instead.
+template <class F, class... Args>
+__attribute__((noinline)) void call(F& f, Args... args) {
+  f(args...);
+}
+
+// f(precision, row, col, n) for every pack of the tile, in the order of memory: n elements, wide packs as long as they
+// are whole, then packs of one register.
+template <class Form, DType D, class F>
 GELU_EXT_FN void for_each_pack(const Tile& tile, F&& f) {
-  using Wide = Packed<typename PrecisionOf<D>::type, 4>;
-  using Narrow = Packed<typename PrecisionOf<D>::type, 1>;
+  using Precision = typename PrecisionOf<D>::type;
+  using Wide = Packed<Precision, kWidth<Form, Precision>>;
+  using Narrow = Packed<Precision, 1>;
   constexpr Whole<typename Wide::type> wide;
   constexpr Whole<typename Narrow::type> narrow;
   for (int64_t row = tile.row_begin; row < tile.row_end; ++row) {
     int64_t col = tile.col_begin;
-    for (; col + wide <= tile.col_end; col += wide) f(Wide{}, row, col, wide);
+    for (; col + wide <= tile.col_end; col += wide) call(f, Wide{}, row, col, wide);
     for (; col + narrow <= tile.col_end; col += narrow) f(Narrow{}, row, col, narrow);
     if (col < tile.col_end) f(Narrow{}, row, col, static_cast<int>(tile.col_end - col));
   }
@@ -58,7 +65,7 @@ GELU_EXT_FN void add_to(void* sum, int64_t col, const typename P::type& terms, N
 template <class Form, DType D>
 void bias_act_forward_tile(const BiasActForward& p, const void* bias, const Tile& tile) {
   using S = typename StorageOf<D>::type;
-  for_each_pack<D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) {
+  for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
     using T = typename P::type;
     const T z = stream<T>(at<S>(p.x, row, col), n) + bias_at<P>(bias, col, n);
@@ -69,11 +76,11 @@ void bias_act_forward_tile(const BiasActForward& p, const void* bias, const Tile
 template <class Form, DType D>
 void bias_act_backward_tile(const BiasActBackward& p, const void* bias, void* sum, const Tile& tile) {
   using S = typename StorageOf<D>::type;
-  for_each_pack<D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) {
+  for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
     using T = typename P::type;
     const T z = stream<T>(at<S>(p.x, row, col), n) + bias_at<P>(bias, col, n);
-    const T grad_x = stream<T>(at<S>(p.grad_out, row, col), n) * Activation<Form, P>::slope(z);
+    const T grad_x = product(stream<T>(at<S>(p.grad_out, row, col), n), Activation<Form, P>::slope(z));
     add_to<P>(sum, col, grad_x, n);
     if (p.grad_x.data != nullptr) store(at<S>(p.grad_x, row, col), grad_x, n);
   });
@@ -83,13 +90,13 @@ template <class Form, DType D>
 void gated_act_forward_tile(const GatedActForward& p, const void* activated_bias, const void* linear_bias,
                             const Tile& tile) {
   using S = typename StorageOf<D>::type;
-  for_each_pack<D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) {
+  for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
     using T = typename P::type;
     const T z = stream<T>(at<S>(p.activated, row, col), n) + bias_at<P>(activated_bias, col, n);
     const T value = Activation<Form, P>::value(z);
     const T linear = stream<T>(at<S>(p.linear, row, col), n) + bias_at<P>(linear_bias, col, n);
-    store(at<S>(p.out, row, col), value * linear, n);
+    store(at<S>(p.out, row, col), product(value, linear), n);
   });
 }
 
@@ -97,14 +104,14 @@ template <class Form, DType D>
 void gated_act_backward_tile(const GatedActBackward& p, const void* activated_bias, const void* linear_bias,
                              void* activated_sum, void* linear_sum, const Tile& tile) {
   using S = typename StorageOf<D>::type;
-  for_each_pack<D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) {
+  for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
     using T = typename P::type;
     const T z = stream<T>(at<S>(p.activated, row, col), n) + bias_at<P>(activated_bias, col, n);
     const auto both = Activation<Form, P>::value_and_slope(z);
     const T grad_out = stream<T>(at<S>(p.grad_out, row, col), n);
     const T linear = stream<T>(at<S>(p.linear, row, col), n) + bias_at<P>(linear_bias, col, n);
-    const T grad_activated = grad_out * linear * both.slope, grad_linear = grad_out * both.value;
+    const T grad_activated = product(grad_out * linear, both.slope), grad_linear = product(grad_out, both.value);
     add_to<P>(activated_sum, col, grad_activated, n);
     add_to<P>(linear_sum, col, grad_linear, n);
     if (p.grad_activated.data != nullptr) store(at<S>(p.grad_activated, row, col), grad_activated, n);

@@ -161,17 +161,71 @@ GELU_EXT_FN T load(const S* src, Whole<T>) {
   if constexpr (std::is_same_v<T, double>) {
     return *src;
   } else {
-    T x;
-#pragma GCC unroll 8
-    for (int i = 0; i < T::kSize / kRegisterSize; ++i) x.part[i] = load_floats(src + i * kRegisterSize);
-    return x;
+    return T::generate([&](int i) __attribute__((always_inline)) { return load_floats(src + i * kRegisterSize); });
   }
 }
+// The first n < Size elements to or from whole registers. A call of memcpy would take as long as several packs.
+template <class S, int Size>
+struct Buffer {
+#if defined(GELU_EXT_HAS_AVX512)
+  static constexpr int kPerRegister = kRegisterBytes / sizeof(S);
+
+  alignas(kRegisterBytes) S elements[Size < kPerRegister ? kPerRegister : Size];
+
+  GELU_EXT_FN void read(const S* src, int n) {  // the others become zeros
+    for (int i = 0; i < Size; i += kPerRegister) {
+      if constexpr (sizeof(S) == 4) {
+        _mm512_store_ps(elements + i, _mm512_maskz_loadu_ps(first(n - i), src + i));
+      } else {
+        _mm512_store_si512(elements + i, _mm512_maskz_loadu_epi16(first(n - i), src + i));
+      }
+    }
+  }
+  GELU_EXT_FN void write(S* dst, int n) const {
+    for (int i = 0; i < Size; i += kPerRegister) {
+      if constexpr (sizeof(S) == 4) {
+        _mm512_mask_storeu_ps(dst + i, first(n - i), _mm512_load_ps(elements + i));
+      } else {
+        _mm512_mask_storeu_epi16(dst + i, first(n - i), _mm512_load_si512(elements + i));
+      }
+    }
+  }
+
+ private:
+  static GELU_EXT_FN auto first(int n) {
+    using Mask = std::conditional_t<sizeof(S) == 4, __mmask16, __mmask32>;
+    return static_cast<Mask>(n <= 0 ? 0 : n >= kPerRegister ? -1 : (1 << n) - 1);
+  }
+#else
+  alignas(kRegisterBytes) S elements[Size];
+
+  GELU_EXT_FN void read(const S* src, int n) {
+    std::memset(elements, 0, sizeof(elements));
+    copy(src, elements, n);
+  }
+  GELU_EXT_FN void write(S* dst, int n) const { copy(elements, dst, n); }
+
+ private:
+  template <int Part = Size / 2>
+  static GELU_EXT_FN void copy(const S* src, S* dst, int n) {
+    if constexpr (Part > 0) {
+      const int part = n & Part;
+      if (part) std::memcpy(dst, src, Part * sizeof(S));
+      copy<Part / 2>(src + part, dst + part, n);
+    }
+  }
+#endif
+};
+
 template <class T, class S>
-GELU_EXT_FN T load(const S* src, int n) {  // the rest are zeros
-  S buffer[size_of_pack<T>] = {};
-  std::memcpy(buffer, src, n * sizeof(S));
-  return load<T>(buffer, Whole<T>{});
+GELU_EXT_FN T load(const S* src, int n) {  // the others are zeros
+  if constexpr (std::is_same_v<T, double>) {
+    return *src;
+  } else {
+    Buffer<S, T::kSize> buffer;
+    buffer.read(src, n);
+    return load<T>(buffer.elements, Whole<T>{});
+  }
 }
 
 #if defined(GELU_EXT_HAS_AVX2)
@@ -198,17 +252,17 @@ GELU_EXT_FN void store_pair(BFloat16* dst, Floats a, Floats b) {
 #endif
 }
 
-template <int N>
-GELU_EXT_FN bool any_nan(const Pack<N>& x) {
+template <class T>
+GELU_EXT_FN bool any_nan(const T& x) {
 #if defined(GELU_EXT_HAS_AVX512)
   unsigned any = 0;
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) any |= _mm512_cmp_ps_mask(x.part[i], x.part[i], _CMP_UNORD_Q);
+  x.for_each([&](int, Floats part)
+                 __attribute__((always_inline)) { any |= _mm512_cmp_ps_mask(part, part, _CMP_UNORD_Q); });
   return any != 0;
 #else
   __m256 any = _mm256_setzero_ps();
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) any = _mm256_or_ps(any, _mm256_cmp_ps(x.part[i], x.part[i], _CMP_UNORD_Q));
+  x.for_each([&](int, Floats part)
+                 __attribute__((always_inline)) { any = _mm256_or_ps(any, _mm256_cmp_ps(part, part, _CMP_UNORD_Q)); });
   return _mm256_movemask_ps(any) != 0;
 #endif
 }
@@ -216,30 +270,33 @@ GELU_EXT_FN bool any_nan(const Pack<N>& x) {
 
 #if defined(GELU_EXT_HAS_AVX512_BF16)
 // What the instruction takes for zeros.
-template <int N>
-GELU_EXT_FN bool any_subnormal(const Pack<N>& x) {
+template <class T>
+GELU_EXT_FN bool any_subnormal(const T& x) {
   constexpr int kSubnormal = 0x20;
   unsigned any = 0;
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) any |= _mm512_fpclass_ps_mask(x.part[i], kSubnormal);
+  x.for_each([&](int, Floats part) __attribute__((always_inline)) { any |= _mm512_fpclass_ps_mask(part, kSubnormal); });
   return any != 0;
 }
 #endif
 
 // True if it has stored the pack by a way that is faster, but not for every number.
-template <int N>
-GELU_EXT_FN bool store_fast([[maybe_unused]] BFloat16* dst, [[maybe_unused]] const Pack<N>& x) {
+template <class T>
+GELU_EXT_FN bool store_fast([[maybe_unused]] BFloat16* dst, [[maybe_unused]] const T& x) {
 #if defined(GELU_EXT_HAS_AVX512_BF16)
   if (!any_subnormal(x)) {
-#pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) store_register(dst + i * kRegisterSize, _mm512_cvtneps_pbh(x.part[i]));
+    x.for_each([&](int i, Floats part) __attribute__((always_inline)) {
+      store_register(dst + i * kRegisterSize, _mm512_cvtneps_pbh(part));
+    });
     return true;
   }
 #endif
 #if defined(GELU_EXT_HAS_AVX2)
-  if (N % 2 == 0 && !any_nan(x)) {
-#pragma GCC unroll 8
-    for (int i = 0; i + 1 < N; i += 2) store_pair(dst + i * kRegisterSize, x.part[i], x.part[i + 1]);
+  if (!any_nan(x)) {
+    constexpr int kLast = T::kSize / kRegisterSize - 1;
+    x.for_each([&](int i, Floats part) __attribute__((always_inline)) {
+      if (i % 2 == 1) store_pair(dst + (i - 1) * kRegisterSize, x.part[i - 1], part);
+      if (i % 2 == 0 && i == kLast) store_floats(dst + i * kRegisterSize, part);
+    });
     return true;
   }
 #endif
@@ -254,13 +311,16 @@ GELU_EXT_FN void store(S* dst, const T& x, Whole<T>) {
     if constexpr (std::is_same_v<S, BFloat16>) {
       if (store_fast(dst, x)) return;
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < T::kSize / kRegisterSize; ++i) store_floats(dst + i * kRegisterSize, x.part[i]);
+    x.for_each([&](int i, Floats part) __attribute__((always_inline)) { store_floats(dst + i * kRegisterSize, part); });
   }
 }
 template <class T, class S>
 GELU_EXT_FN void store(S* dst, const T& x, int n) {
-  S buffer[size_of_pack<T>];
-  store(buffer, x, Whole<T>{});
-  std::memcpy(dst, buffer, n * sizeof(S));
+  if constexpr (std::is_same_v<T, double>) {
+    *dst = x;
+  } else {
+    Buffer<S, T::kSize> buffer;
+    store(buffer.elements, x, Whole<T>{});
+    buffer.write(dst, n);
+  }
 }

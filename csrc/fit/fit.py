@@ -73,9 +73,10 @@ def slope_size(t: mp.mpf) -> mp.mpf:
     return mp.npdf(t) * (t + mp.mpf(1) / 4)
 
 
-def exp2_fit(degree: int) -> Fit:
-    """2^r on [-1/2, 1/2], with 2^0 = 1; the header has (2^r - 1)/r."""
-    result = fit(lambda r: mp.mpf(2) ** r, lambda r: mp.mpf(2) ** -r, (-0.5, 0.5), degree, constant=1.0)
+def exp2_fit(degree: int, pieces: int = 1) -> Fit:
+    """2^r where it is not looked up, with 2^0 = 1; the header has (2^r - 1)/r."""
+    end = mp.mpf(1) / (2 * pieces)
+    result = fit(lambda r: mp.mpf(2) ** r, lambda r: mp.mpf(2) ** -r, (-end, end), degree, constant=1.0)
     result.coefficients.pop()
     return result
 
@@ -160,7 +161,7 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
     }
     singles = ("mills", "slope_single")
     return {
-        name: piecewise_fit(f, weight, count, degrees[count], LIMIT, exact_centre=name in singles)
+        name: piecewise_fit(f, weight, count, degrees[count], LIMIT, about_centre=name in singles)
         for name, (f, weight, degrees) in tables.items()
     }
 
@@ -168,6 +169,10 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
 def c_hex(x: float, suffix: str = "") -> str:
     mantissa, exponent = float(x).hex().split("p")
     return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + "p" + exponent + suffix
+
+
+def c_row(numbers: list[float]) -> str:
+    return f"{{{', '.join(c_hex(x, 'f') for x in numbers)}}}"
 
 
 def c_horner(variable: str, result: Fit) -> str:
@@ -201,24 +206,46 @@ def polynomials() -> dict[str, tuple[str, Fit]]:
     }
 
 
+def exp2_table(count: int, half_degree: int, single_degree: int) -> list[str]:
+    """2^(i / count) in two parts, and (2^r - 1)/r."""
+    roots = [mp.mpf(2) ** (mp.mpf(i) / count) for i in range(count)]
+    powers = [to_float32(root) for root in roots]
+    errors = [to_float32(root / power - 1) for root, power in zip(roots, powers, strict=True)]
+    lines = ["", "template <>", f"struct Exp2Pieces<{count}> {{"]
+    for name, row in (("powers", powers), ("power_errors", errors)):
+        lines.append(f"  alignas(64) static constexpr float {name}[{count}] = {c_row(row)};")
+    for name, degree in (("half", half_degree), ("single", single_degree)):
+        result = exp2_fit(degree, count)
+        print(f"2^r, {name}, {count} pieces: minimax error {result.minimax:.1e}, rounded {result.rounded:.1e}")
+        lines.append(f"  static constexpr float {name}[{degree}] = {c_row(result.coefficients)};")
+    return [*lines, "};"]
+
+
 def pieces_header() -> str:
     lines = [
-        "// Written by csrc/fit/fit.py --write: polynomials by pieces of [0, 15), see piecewise() in scalar_math.h.",
-        "// Rows: centres, then coefficients, highest degree first; a column for each piece.",
+        "// Written by csrc/fit/fit.py --write: what vector registers look up in one. Powers of 2, see Exp2 in",
+        "// scalar_math.h, and polynomials by pieces of [0, 15), see piecewise() there: a column for each piece.",
+        "// Coefficients stand highest degree first.",
         "#pragma once",
         "// clang-format off",
         "",
         "namespace gelu_ext {",
         "",
         "template <int Pieces>",
+        "struct Exp2Pieces;",
+        "template <int Pieces>",
         "struct GeluErfPieces;",
     ]
+    for count, half_degree, single_degree in ((16, 2, 3), (8, 3, 4)):
+        lines += exp2_table(count, half_degree, single_degree)
     for count in (16, 8):
         lines += ["", "template <>", f"struct GeluErfPieces<{count}> {{"]
         for name, result in piecewise_fits(count).items():
             print(f"{name}, {count} pieces: error {result.error:.1e}", flush=True)
+            if result.centres:
+                lines.append(f"  alignas(64) static constexpr float {name}_centres[{count}] = {c_row(result.centres)};")
             lines.append(f"  alignas(64) static constexpr float {name}[{len(result.rows)}][{count}] = {{")
-            lines += [f"      {{{', '.join(c_hex(x, 'f') for x in row)}}}," for row in result.rows]
+            lines += [f"      {c_row(row)}," for row in result.rows]
             lines.append("  };")
         lines.append("};")
     return "\n".join([*lines, "", "}  // namespace gelu_ext", ""])

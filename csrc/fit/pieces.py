@@ -16,7 +16,8 @@ OCTAVES = 4
 
 @dataclass
 class PiecewiseFit:
-    rows: list[list[float]]  # centres, then coefficients, highest degree first; a column for each piece
+    centres: list[float]  # none: polynomials in t itself
+    rows: list[list[float]]  # coefficients, highest degree first; a column for each piece
     error: float  # largest weighted error, coefficients rounded
 
 
@@ -29,24 +30,25 @@ def piece(index: int, count: int, limit: float) -> tuple[mp.mpf, mp.mpf]:
 
 
 def piecewise_fit(
-    f: Function, weight: Function, count: int, degree: int, limit: float, exact_centre: bool
+    f: Function, weight: Function, count: int, degree: int, limit: float, about_centre: bool
 ) -> PiecewiseFit:
-    """Polynomials p_i, about the centre of their piece, with small |weight * (p_i - f)|."""
-    columns, error = [], 0.0
+    """Polynomials p_i, in t or in its distance from the centre of the piece, with small |weight * (p_i - f)|."""
+    centres, columns, error = [], [], 0.0
     for index in range(count):
         low, high = piece(index, count, limit)
         middle = (low + high) / 2
         offsets = [(high - low) / 2 * mp.cos(mp.pi * (2 * i + 1) / (2 * degree + 2)) for i in range(degree + 1)]
         points = [middle + offset for offset in offsets]
-        centre = _exact_centre(f, low, high) if exact_centre else mp.mpf(to_float32(middle))
-        if exact_centre:
-            points[degree // 2] = centre
+        centre = mp.mpf(0)
+        if about_centre:
+            centre = points[degree // 2] = _exact_centre(f, low, high)
+            centres.append(float(centre))
         coefficients = _through(f, points, centre)
-        columns.append([float(centre), *coefficients])
+        columns.append(coefficients)
         for i in range(41):
             t = low + (high - low) * i / 40
             error = max(error, float(abs(weight(t) * (mp.polyval(coefficients, t - centre) - f(t)))))
-    return PiecewiseFit([list(row) for row in zip(*columns, strict=True)], error)
+    return PiecewiseFit(centres, [list(row) for row in zip(*columns, strict=True)], error)
 
 
 def _exact_centre(f: Function, low: mp.mpf, high: mp.mpf) -> mp.mpf:
