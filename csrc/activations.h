@@ -57,7 +57,9 @@ struct GeluErf {
     if constexpr (is_double<P>) {
       return Product<T>{mul_add(-t, density(t), upper_tail(t)), 1.0};
     } else if constexpr (is_single<P>) {
-      return gauss_single<P>(t).times(from_root<P>(t, slope_factor_single(t)));
+      const SplitExponent<P> gauss = gauss_single<P>(t);
+      const T s = from_root<P>(t, slope_factor_single(t));
+      return Exp2<P>(gauss).times(s);
     } else {
       return tail_and_slope<P>(t).slope;
     }
@@ -69,8 +71,10 @@ struct GeluErf {
       const double p = upper_tail(t);
       return TailAndSlope{Product<T>{t, p}, Product<T>{mul_add(-t, density(t), p), 1.0}};
     } else if constexpr (is_single<P>) {
-      const Exp2<P> e = gauss_single<P>(t);
-      return TailAndSlope{tail_single<P>(e, t), e.times(from_root<P>(t, slope_factor_single(t)))};
+      const SplitExponent<P> gauss = gauss_single<P>(t);
+      const T s = from_root<P>(t, slope_factor_single(t));
+      const Exp2<P> e(gauss);
+      return TailAndSlope{tail_single<P>(e, t), e.times(s)};
     } else {
       // Phi(-t) = S(t) + t phi(t): the tail is one multiplication from the slope. The sum cancels to 1/t^2 of its
       // terms, which costs 2e-6 in float16's smallest results and 1e-5 in bfloat16's.
@@ -85,9 +89,9 @@ struct GeluErf {
 
   // Carries the rounding error of t^2 along: in the tail it is multiplied by up to 100.
   template <class P, class T = typename P::type>
-  static GELU_EXT_FN Exp2<P> gauss_single(T t) {
+  static GELU_EXT_FN SplitExponent<P> gauss_single(T t) {
     const T square = t * t;
-    return Exp2<P>(square, kGauss, fused(t, t, -square));
+    return {square, kGauss, fused(t, t, -square)};
   }
 
   // (t0 - t) g, where the slope at -t0 is zero.
@@ -104,16 +108,17 @@ struct GeluErf {
   template <class T>
   using Pieces = GeluErfPieces<kPieces<T>>;
 
-  // t Phi(-t)
-  template <class P, class T = typename P::type>
-  static GELU_EXT_FN auto tail_single(Exp2<P> gauss, T t) {
+  // t Phi(-t), from exp(-t^2/2) or its exponent. Where that is all the work, the two polynomials overlap.
+  template <class P, class Gauss, class T = typename P::type>
+  static GELU_EXT_FN auto tail_single(const Gauss& gauss, T t) {
     if constexpr (kPieces<T> != 0) {
-      return gauss.times(t * piecewise(Pieces<T>::mills_centres, Pieces<T>::mills, t));
+      const T m = t * piecewise(Pieces<T>::mills_centres, Pieces<T>::mills, t);
+      return Exp2<P>(gauss).times(m);
     } else {
       // w (1/2 + M(w))/2 for w = t/(1 + t/2), in [0, 2). Halved last, so that it is t/2 also for the smallest t.
       const T sum = denominator(t), sum_error = mul_add(0.5f, t, 1.0f - sum);
       const T w = quotient(t, sum, sum_error, reciprocal(sum));
-      return gauss.times(mul_add(w, mills_single(w), 0.5f * w)).half();
+      return Exp2<P>(gauss).times(mul_add(w, mills_single(w), 0.5f * w)).half();
     }
   }
 
@@ -348,22 +353,31 @@ struct ActivationList {
 };
 using Activations = ActivationList<GeluErf, GeluTanh, GeluSigmoid>;
 
-// value, slope and both of a form at any x. The clamp of one number loses a NaN; max0(x) brings it back.
+// value, slope and both of a form at any x. The clamp may lose a NaN; max0(x) brings it back.
 template <class Form, class P>
 struct Activation {
   using T = typename P::type;
 
   static GELU_EXT_FN T value(T x) { return value(x, Form::template tail<P>(clamped(x))); }
 
-  static GELU_EXT_FN T slope(T x) { return slope(x, Form::template tail_slope<P>(clamped(x))); }
+  static GELU_EXT_FN T slope(T x) { return slope(x, Form::template tail_slope<P>(clamped_for_slope(x))); }
 
   static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
-    const auto both = Form::template tail_and_slope<P>(clamped(x));
+    const auto both = Form::template tail_and_slope<P>(clamped_for_slope(x));
     return {value(x, both.tail), slope(x, both.slope)};
   }
 
  private:
   static GELU_EXT_FN T clamped(T x) { return clamped_magnitude(x, Form::template limit<P>); }
+
+  // Packs do without max0(x) in the slope, so theirs keeps a NaN.
+  static GELU_EXT_FN T clamped_for_slope(T x) {
+    if constexpr (std::is_arithmetic_v<T>) {
+      return clamped(x);
+    } else {
+      return clamped_magnitude_or_nan(x, Form::template limit<P>);
+    }
+  }
 
   template <class Tail>
   static GELU_EXT_FN T value(T x, Tail tail) {

@@ -22,8 +22,8 @@ struct InstructionSet {
                              void* activated_sum, void* linear_sum, const Tile&);
   // dst[i] = src[i] in the arithmetic type of `arithmetic`
   void (*widen)(DType arithmetic, DType from, const void* src, void* dst, int64_t n);
-  // dst[i] = src[i], rounded to `to`
-  void (*narrow)(DType to, const double* src, void* dst, int64_t n);
+  // dst[i] = rows[0][i] + rows[1][i] + ..., added in this order as doubles, rounded once to `to`
+  void (*add_rows)(DType arithmetic, const void* rows, int64_t count, int64_t stride, DType to, void* dst, int64_t n);
 };
 
 // Defined by the file of each instruction set; null where the compiler cannot make it.

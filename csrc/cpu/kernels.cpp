@@ -48,9 +48,13 @@ struct Split {
 
   Split(int64_t rows, int64_t cols) : rows(rows), cols(cols) {
     constexpr int64_t kWidest = 4096;  // columns whose sums stay in the first-level cache
-    width = divide_up(divide_up(cols, divide_up(cols, kWidest)), 64) * 64;
-    // About 64 units of work; chunks of 16 to 128 rows, so that sums of a chunk stay short and partial sums few.
-    chunk = std::clamp<int64_t>(rows * divide_up(cols, width) / 64, 16, 128);
+    constexpr int64_t kNarrowest = 512, kUnits = 64;
+    int64_t tiles = divide_up(cols, kWidest);
+    // Chunks of 16 to 128 rows, so that sums of a chunk stay short and partial sums few.
+    chunk = std::clamp<int64_t>(rows * tiles / kUnits, 16, 128);
+    // Where that leaves few chunks, more tiles.
+    tiles = std::clamp(kUnits / 4 / chunks(), tiles, std::max(tiles, cols / kNarrowest));
+    width = divide_up(divide_up(cols, tiles), 64) * 64;
   }
 
   int64_t chunks() const { return divide_up(rows, chunk); }
@@ -180,32 +184,14 @@ class ColumnSums {
 
   void finish() const {
     if (total_.data == nullptr) return;
-    with_dtype(arithmetic_, [&](auto arithmetic) {
-      if constexpr (arithmetic() == DType::float64 || arithmetic() == DType::float32) {
-        using T = typename PrecisionOf<arithmetic()>::type::type;
-        add_rows(reinterpret_cast<const T*>(partial_.get()));
-      }
+    const int64_t rows = chunks_ * fold_;
+    ::at::parallel_for(0, cols_, std::max<int64_t>(64, kGrain / rows), [&](int64_t begin, int64_t end) {
+      chosen_set().add_rows(arithmetic_, partial_.get() + begin * size_of(arithmetic_), rows, cols_, total_.dtype,
+                            static_cast<char*>(total_.data) + begin * size_of(total_.dtype), end - begin);
     });
   }
 
  private:
-  template <class T>
-  void add_rows(const T* partial) const {
-    const int64_t rows = chunks_ * fold_;
-    ::at::parallel_for(0, cols_, std::max<int64_t>(64, kGrain / rows), [&](int64_t begin, int64_t end) {
-      constexpr int64_t kWidth = 256;
-      double sum[kWidth];
-      for (int64_t col = begin; col < end; col += kWidth) {
-        const int64_t n = std::min(kWidth, end - col);
-        std::fill_n(sum, n, 0.0);
-        for (int64_t row = 0; row < rows; ++row) {
-          for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(partial[row * cols_ + col + i]);
-        }
-        chosen_set().narrow(total_.dtype, sum, static_cast<char*>(total_.data) + col * size_of(total_.dtype), n);
-      }
-    });
-  }
-
   Vector total_;
   DType arithmetic_;
   int64_t cols_, fold_, chunks_;

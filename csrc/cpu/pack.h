@@ -81,7 +81,7 @@ GELU_EXT_FN Floats product(Floats a, Floats b) {
 }
 
 // Keeps a NaN: the instruction returns its second operand then.
-GELU_EXT_FN Floats clamped_magnitude(Floats x, float limit) {
+GELU_EXT_FN Floats clamped_magnitude_or_nan(Floats x, float limit) {
   const Floats magnitude = from_bits(to_bits(x) & 0x7fffffffu), most = broadcast(limit);
 #if defined(GELU_EXT_HAS_AVX512)
   return _mm512_min_ps(most, magnitude);
@@ -89,6 +89,14 @@ GELU_EXT_FN Floats clamped_magnitude(Floats x, float limit) {
   return _mm256_min_ps(most, magnitude);
 #else
   return most < magnitude ? most : magnitude;
+#endif
+}
+GELU_EXT_FN Floats clamped_magnitude(Floats x, float limit) {
+#if defined(GELU_EXT_HAS_AVX512)
+  constexpr int kSmallerMagnitude = 0b10, kPositive = 0b1000;
+  return _mm512_range_ps(x, broadcast(limit), kSmallerMagnitude | kPositive);
+#else
+  return clamped_magnitude_or_nan(x, limit);
 #endif
 }
 
@@ -216,6 +224,9 @@ struct Pack<N, std::integer_sequence<int, I...>> {
   friend GELU_EXT_FN Pack rough_reciprocal(Pack x) { return {rough_reciprocal(x.part[I])...}; }
   friend GELU_EXT_FN Pack reciprocal(Pack x) { return {reciprocal(x.part[I])...}; }
   friend GELU_EXT_FN Pack clamped_magnitude(Pack x, float limit) { return {clamped_magnitude(x.part[I], limit)...}; }
+  friend GELU_EXT_FN Pack clamped_magnitude_or_nan(Pack x, float limit) {
+    return {clamped_magnitude_or_nan(x.part[I], limit)...};
+  }
   friend GELU_EXT_FN Pack complement_where_positive(Pack x, Pack s) {
     return {complement_where_positive(x.part[I], s.part[I])...};
   }
@@ -257,10 +268,12 @@ template <class P, int N>
 using Packed = std::conditional_t<is_double<P>, P, InPacks<P, N>>;
 
 // Of how many registers the row loops' packs are: the more, the better do they overlap, until too much has to be kept
-// in memory. Measured; the exact form of 16-bit results keeps few numbers alive.
+// in memory. Measured.
 #if defined(GELU_EXT_HAS_AVX512)
 template <class Form, class P>
-constexpr int kWidth = std::is_same_v<Form, GeluErf> && !is_single<P> ? 8 : 5;
+constexpr int kWidth = !std::is_same_v<Form, GeluErf> ? 5
+                       : is_single<P>                 ? 4
+                                                      : 8;
 #elif defined(GELU_EXT_HAS_AVX2)
 template <class Form, class P>
 constexpr int kWidth = 4;

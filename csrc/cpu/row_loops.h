@@ -158,16 +158,34 @@ inline void widen_vector(DType arithmetic, DType from, const void* src, void* ds
   });
 }
 
-// dst[i] = src[i], rounded once from the double
-inline void narrow_vector(DType to, const double* src, void* dst, int64_t n) {
-  with_dtype(to, [&](auto dtype) {
-    using S = typename StorageOf<dtype()>::type;
-    for (int64_t i = 0; i < n; ++i) static_cast<S*>(dst)[i] = narrow_double(src[i], S{});
-  });
+template <class T>
+void add_typed_rows(const T* rows, int64_t count, int64_t stride, DType to, void* dst, int64_t n) {
+  constexpr int64_t kWidth = 256;
+  double sum[kWidth];
+  for (int64_t col = 0; col < n; col += kWidth) {
+    const int64_t width = n - col < kWidth ? n - col : kWidth;
+    for (int64_t i = 0; i < width; ++i) sum[i] = static_cast<double>(rows[col + i]);
+    for (int64_t row = 1; row < count; ++row) {
+      for (int64_t i = 0; i < width; ++i) sum[i] += static_cast<double>(rows[row * stride + col + i]);
+    }
+    with_dtype(to, [&](auto dtype) {
+      using S = typename StorageOf<dtype()>::type;
+      for (int64_t i = 0; i < width; ++i) static_cast<S*>(dst)[col + i] = narrow_double(sum[i], S{});
+    });
+  }
+}
+
+inline void add_rows(DType arithmetic, const void* rows, int64_t count, int64_t stride, DType to, void* dst,
+                     int64_t n) {
+  if (arithmetic == DType::float64) {
+    add_typed_rows(static_cast<const double*>(rows), count, stride, to, dst, n);
+  } else {
+    add_typed_rows(static_cast<const float*>(rows), count, stride, to, dst, n);
+  }
 }
 
 // constexpr: evaluated by the compiler, so that no code of this target region runs before it is chosen.
 constexpr InstructionSet table(const char* name, bool (*available)()) {
-  return {name,         available,    bias_act_forward, bias_act_backward, gated_act_forward, gated_act_backward,
-          widen_vector, narrow_vector};
+  return {name,         available, bias_act_forward, bias_act_backward, gated_act_forward, gated_act_backward,
+          widen_vector, add_rows};
 }
