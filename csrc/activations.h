@@ -45,21 +45,24 @@ struct GeluErf {
     if constexpr (is_double<P>) {
       return Product<T>{t, upper_tail(t)};
     } else if constexpr (is_single<P>) {
-      return tail_single<P>(gauss_single<P>(t), t);
+      const SplitExponent<P> gauss = gauss_single<P>(t);
+      const T factor = SingleFactors<T>(t).tail();
+      return tail_single(Exp2<P>(gauss), factor);
     } else {
       return half_upper_tail<P>(t).times(t);
     }
   }
 
-  // S(t) = (t0 - t) exp(-t^2/2) G: the root t0 is factored out, so nothing cancels beside it.
+  // S(t) = (t0 - t) exp(-t^2/2) G: the root t0 is factored out, so nothing cancels beside it. (Polynomials by pieces
+  // need not.)
   template <class P, class T = typename P::type>
   static GELU_EXT_FN auto tail_slope(T t) {
     if constexpr (is_double<P>) {
       return Product<T>{mul_add(-t, density(t), upper_tail(t)), 1.0};
     } else if constexpr (is_single<P>) {
       const SplitExponent<P> gauss = gauss_single<P>(t);
-      const T s = from_root<P>(t, slope_factor_single(t));
-      return Exp2<P>(gauss).times(s);
+      const T factor = SingleFactors<T>(t).slope();
+      return Exp2<P>(gauss).times(factor);
     } else {
       return tail_and_slope<P>(t).slope;
     }
@@ -72,9 +75,10 @@ struct GeluErf {
       return TailAndSlope{Product<T>{t, p}, Product<T>{mul_add(-t, density(t), p), 1.0}};
     } else if constexpr (is_single<P>) {
       const SplitExponent<P> gauss = gauss_single<P>(t);
-      const T s = from_root<P>(t, slope_factor_single(t));
+      const SingleFactors<T> factors(t);
+      const T tail = factors.tail(), slope = factors.slope();
       const Exp2<P> e(gauss);
-      return TailAndSlope{tail_single<P>(e, t), e.times(s)};
+      return TailAndSlope{tail_single(e, tail), e.times(slope)};
     } else {
       // Phi(-t) = S(t) + t phi(t): the tail is one multiplication from the slope. The sum cancels to 1/t^2 of its
       // terms, which costs 2e-6 in float16's smallest results and 1e-5 in bfloat16's.
@@ -108,27 +112,46 @@ struct GeluErf {
   template <class T>
   using Pieces = GeluErfPieces<kPieces<T>>;
 
-  // t Phi(-t), from exp(-t^2/2) or its exponent. Where that is all the work, the two polynomials overlap.
-  template <class P, class Gauss, class T = typename P::type>
-  static GELU_EXT_FN auto tail_single(const Gauss& gauss, T t) {
-    if constexpr (kPieces<T> != 0) {
-      const T m = t * piecewise(Pieces<T>::mills_centres, Pieces<T>::mills, t);
-      return Exp2<P>(gauss).times(m);
-    } else {
-      // w (1/2 + M(w))/2 for w = t/(1 + t/2), in [0, 2). Halved last, so that it is t/2 also for the smallest t.
-      const T sum = denominator(t), sum_error = mul_add(0.5f, t, 1.0f - sum);
-      const T w = quotient(t, sum, sum_error, reciprocal(sum));
-      return Exp2<P>(gauss).times(mul_add(w, mills_single(w), 0.5f * w)).half();
-    }
-  }
+  // For float32 t Phi(-t) = t M(t) exp(-t^2/2) and S(t) = (M(t) - t phi(0)) exp(-t^2/2): by pieces the two polynomials
+  // differ in the line alone.
+  template <class T, int = kPieces<T>>
+  struct SingleFactors {
+    using Piece = decltype(piece_of(T()));
 
-  // G, so flat that its argument's rounding errors hardly matter.
+    T t;
+    Piece piece;
+    T distance, curve;
+
+    explicit GELU_EXT_FN SingleFactors(T t)
+        : t(t),
+          piece(piece_of(t)),
+          distance(t - look_up(Pieces<T>::mills_centres, piece)),
+          curve(piecewise(Pieces<T>::mills_curve, distance, piece)) {}
+
+    GELU_EXT_FN T tail() const { return t * piecewise(Pieces<T>::mills_line, distance, piece, curve); }
+    GELU_EXT_FN T slope() const { return piecewise(Pieces<T>::slope_line, distance, piece, curve); }
+  };
+
+  // In w = t/(1 + t/2), in [0, 2): M = w (1/2 + M(w))/2 / t, and G, so flat that w's rounding errors hardly matter.
   template <class T>
-  static GELU_EXT_FN T slope_factor_single(T t) {
+  struct SingleFactors<T, 0> {
+    T t, sum, inverse;
+
+    explicit GELU_EXT_FN SingleFactors(T t) : t(t), sum(mul_add(0.5f, t, 1.0f)), inverse(reciprocal(sum)) {}
+
+    GELU_EXT_FN T tail() const {  // twice
+      const T w = quotient(t, sum, mul_add(0.5f, t, 1.0f - sum), inverse);
+      return mul_add(w, mills_single(w), 0.5f * w);
+    }
+    GELU_EXT_FN T slope() const { return from_root<SinglePrecision>(t, slope_single(t * inverse)); }
+  };
+
+  template <class E, class T>
+  static GELU_EXT_FN auto tail_single(const E& e, T factor) {
     if constexpr (kPieces<T> != 0) {
-      return piecewise(Pieces<T>::slope_single_centres, Pieces<T>::slope_single, t);
+      return e.times(factor);
     } else {
-      return slope_single(t * reciprocal(denominator(t)));
+      return e.times(factor).half();  // last, so that it is t/2 also for the smallest t
     }
   }
 
@@ -136,7 +159,7 @@ struct GeluErf {
   template <class T>
   static GELU_EXT_FN T slope_factor_half(T t) {
     if constexpr (kPieces<T> != 0) {
-      return piecewise(Pieces<T>::slope_half, t);
+      return piecewise(Pieces<T>::slope_half, t, piece_of(t));
     } else {
       return slope_half(reciprocal(t + kHalfShift));
     }
@@ -146,16 +169,11 @@ struct GeluErf {
   template <class P, class T = typename P::type>
   static GELU_EXT_FN Exp2<P> half_upper_tail(T t) {
     if constexpr (kPieces<T> != 0) {
-      return Exp2<P>(piecewise(Pieces<T>::log2_upper_tail, t));
+      return Exp2<P>(piecewise(Pieces<T>::log2_upper_tail, t, piece_of(t)));
     } else {
       // Nearly a parabola, so that one polynomial and one exp2 will do.
       return Exp2<P>(half_log2_upper_tail(t), 2.0f);
     }
-  }
-
-  template <class T>
-  static GELU_EXT_FN T denominator(T t) {
-    return mul_add(0.5f, t, 1.0f);
   }
 
   template <class T>

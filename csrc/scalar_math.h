@@ -349,23 +349,18 @@ GELU_EXT_FN typename P::type scaled_exp2(typename P::type a, typename P::type b)
 #endif
 }
 
-// The polynomial of the piece that t lies in. Rows of the table: coefficients, highest degree first.
+// The polynomial of the piece that t lies in, or the rest of one after its higher coefficients. Rows of the table:
+// coefficients, highest degree first.
+template <class T, int Rows, int Pieces, class Piece>
+GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t, Piece piece, T sum) {
+  for (const auto& row : table) sum = mul_add(sum, t, look_up(row, piece));
+  return sum;
+}
 template <class T, int Rows, int Pieces, class Piece>
 GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t, Piece piece) {
   T sum = look_up(table[0], piece);
   for (int row = 1; row < Rows; ++row) sum = mul_add(sum, t, look_up(table[row], piece));
   return sum;
-}
-template <class T, int Rows, int Pieces>
-GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t) {
-  return piecewise(table, t, piece_of(t));
-}
-
-// The same in the distance from the centre of the piece, which is as exact as float32 can be.
-template <class T, int Rows, int Pieces>
-GELU_EXT_FN T piecewise(const float (&centres)[Pieces], const float (&table)[Rows][Pieces], T t) {
-  const auto piece = piece_of(t);
-  return piecewise(table, t - look_up(centres, piece), piece);
 }
 
 }  // namespace gelu_ext

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mpmath as mp
-from pieces import PiecewiseFit, piecewise_fit
+from pieces import PiecewiseFit, line_fit, piecewise_fit
 from remez import Fit, Function, fit, to_float32
 
 CSRC = Path(__file__).parents[1]
@@ -147,11 +147,6 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
 
     tables = {
         "mills": (mills, lambda t: single_weight(upper_tail(t)) / mills(t), {16: 6, 8: 8}),
-        "slope_single": (
-            slope_over_root_single,
-            lambda t: single_weight(slope_size(t)) / slope_over_root_single(t),
-            {16: 5, 8: 6},
-        ),
         "log2_upper_tail": (
             log2_upper_tail,
             lambda t: mp.log(2) * half_weight(upper_tail(t)),
@@ -159,11 +154,17 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
         ),
         "slope_half": (half_slope, half_slope_weight, {16: 4, 8: 5}),
     }
-    singles = ("mills", "slope_single")
-    return {
-        name: piecewise_fit(f, weight, count, degrees[count], LIMIT, about_centre=name in singles)
+    # What exp(-t^2/2) is multiplied by in the slope is M but for a line, -t phi(0).
+    slope = gauss_free_single(tail_slope)
+    exact = {"mills": (mills, slope)}
+    fits = {
+        name: piecewise_fit(f, weight, count, degrees[count], LIMIT, exact.get(name, ()))
         for name, (f, weight, degrees) in tables.items()
     }
+    fits["slope_line"] = line_fit(
+        slope, lambda t: single_weight(slope_size(t)) / max(abs(slope(t)), mp.mpf("0.05")), fits["mills"], LIMIT
+    )
+    return fits
 
 
 def c_hex(x: float, suffix: str = "") -> str:
@@ -244,9 +245,13 @@ def pieces_header() -> str:
             print(f"{name}, {count} pieces: error {result.error:.1e}", flush=True)
             if result.centres:
                 lines.append(f"  alignas(64) static constexpr float {name}_centres[{count}] = {c_row(result.centres)};")
-            lines.append(f"  alignas(64) static constexpr float {name}[{len(result.rows)}][{count}] = {{")
-            lines += [f"      {c_row(row)}," for row in result.rows]
-            lines.append("  };")
+            parts = {name: result.rows}
+            if name == "mills":
+                parts = {"mills_curve": result.rows[:-2], "mills_line": result.rows[-2:]}
+            for part, rows in parts.items():
+                lines.append(f"  alignas(64) static constexpr float {part}[{len(rows)}][{count}] = {{")
+                lines += [f"      {c_row(row)}," for row in rows]
+                lines.append("  };")
         lines.append("};")
     return "\n".join([*lines, "", "}  // namespace gelu_ext", ""])
 

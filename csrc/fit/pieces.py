@@ -30,9 +30,10 @@ def piece(index: int, count: int, limit: float) -> tuple[mp.mpf, mp.mpf]:
 
 
 def piecewise_fit(
-    f: Function, weight: Function, count: int, degree: int, limit: float, about_centre: bool
+    f: Function, weight: Function, count: int, degree: int, limit: float, exact_at_centre: tuple[Function, ...] = ()
 ) -> PiecewiseFit:
-    """Polynomials p_i, in t or in its distance from the centre of the piece, with small |weight * (p_i - f)|."""
+    """Polynomials p_i with small |weight * (p_i - f)|, in t or in its distance from the centre of the piece, where the
+    given functions are nearly float32s."""
     centres, columns, error = [], [], 0.0
     for index in range(count):
         low, high = piece(index, count, limit)
@@ -40,8 +41,8 @@ def piecewise_fit(
         offsets = [(high - low) / 2 * mp.cos(mp.pi * (2 * i + 1) / (2 * degree + 2)) for i in range(degree + 1)]
         points = [middle + offset for offset in offsets]
         centre = mp.mpf(0)
-        if about_centre:
-            centre = points[degree // 2] = _exact_centre(f, low, high)
+        if exact_at_centre:
+            centre = points[degree // 2] = _exact_centre(exact_at_centre, low, high)
             centres.append(float(centre))
         coefficients = _through(f, points, centre)
         columns.append(coefficients)
@@ -51,11 +52,33 @@ def piecewise_fit(
     return PiecewiseFit(centres, [list(row) for row in zip(*columns, strict=True)], error)
 
 
-def _exact_centre(f: Function, low: mp.mpf, high: mp.mpf) -> mp.mpf:
-    """Near the middle, where f is nearly a float32."""
+def line_fit(f: Function, weight: Function, curve: PiecewiseFit, limit: float) -> PiecewiseFit:
+    """Lines l_i with which curve's polynomials, but for their own two last coefficients, give f."""
+    count = len(curve.centres)
+    columns, error = [], 0.0
+    for index in range(count):
+        low, high = piece(index, count, limit)
+        centre = mp.mpf(curve.centres[index])
+        higher = [row[index] for row in curve.rows[:-2]] + [0, 0]
+        points = [(low + high) / 2 + sign * (high - low) / mp.sqrt(8) for sign in (-1, 1)]
+        rest = [f(t) - mp.polyval(higher, t - centre) for t in points]
+        line = [to_float32((rest[1] - rest[0]) / (points[1] - points[0])), to_float32(f(centre))]
+        columns.append(line)
+        for i in range(41):
+            t = low + (high - low) * i / 40
+            value = mp.polyval(higher, t - centre) + mp.polyval(line, t - centre)
+            error = max(error, float(abs(weight(t) * (value - f(t)))))
+    return PiecewiseFit([], [list(row) for row in zip(*columns, strict=True)], error)
+
+
+def _exact_centre(functions: tuple[Function, ...], low: mp.mpf, high: mp.mpf) -> mp.mpf:
+    """Near the middle, where the functions are nearly float32s."""
+
+    def error(centre: mp.mpf) -> mp.mpf:
+        return max(abs(to_float32(f(centre)) / f(centre) - 1) for f in functions)
+
     step = (high - low) / 2**14
-    candidates = (mp.mpf(to_float32((low + high) / 2 + k * step)) for k in range(-60, 61))
-    return min(candidates, key=lambda centre: abs(to_float32(f(centre)) / f(centre) - 1))
+    return min((mp.mpf(to_float32((low + high) / 2 + k * step)) for k in range(-60, 61)), key=error)
 
 
 def _through(f: Function, points: list[mp.mpf], centre: mp.mpf) -> list[float]:
