@@ -51,14 +51,13 @@ def test_torch_is_held_to_the_instruction_set_too(load, monkeypatch):
     """By starting again with the limits that it reads when it is loaded, and only where they are not set yet."""
     bench, started = load("bench"), []
     monkeypatch.setattr(bench.os, "execve", lambda program, arguments, environment: started.append(environment))
-    bench.hold_torch_to(None)
-    bench.hold_torch_to("avx512")
+    bench.run_with({})
     assert not started
-    bench.hold_torch_to("avx2")
+    bench.run_with(bench.TORCH_LIMITS["avx2"])
     assert started[0]["ONEDNN_MAX_CPU_ISA"] == "AVX2" and started[0]["ATEN_CPU_CAPABILITY"] == "avx2"
     for name, value in bench.TORCH_LIMITS["avx2"].items():
         monkeypatch.setenv(name, value)
-    bench.hold_torch_to("avx2")
+    bench.run_with(bench.TORCH_LIMITS["avx2"])
     assert len(started) == 1
 
 

@@ -12,6 +12,8 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC push_options
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,prefer-vector-width=512")
+// For x86 it orders instructions only once registers are assigned, too late to interleave chains of arithmetic.
+#pragma GCC optimize("schedule-insns,sched-pressure")
 // The compiler's own macros (__FMA__, ...) do not follow the pragma in C++.
 #define GELU_EXT_HAS_FMA 1
 #define GELU_EXT_HAS_AVX2 1

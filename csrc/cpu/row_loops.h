@@ -37,13 +37,17 @@ GELU_EXT_FN void for_each_pack(const Tile& tile, F&& f) {
   }
 }
 
-// The pack at src, and what will be wanted in a while fetched into the cache: these loops are so light that the
+// The pack at (row, col), and what will be wanted in a while fetched into the cache: these loops are so light that the
 // processor's own prefetching falls behind where the data comes from memory, above all with two rows to read.
 template <class T, class S, class N>
-GELU_EXT_FN T stream(const S* src, N n) {
+GELU_EXT_FN T stream(const ConstMatrix& m, const Tile& tile, int64_t row, int64_t col, N n) {
   constexpr int kAhead = 2048, kLine = 64;  // bytes
+  const S* src = at<S>(m, row, col);
+  // at the end of the row the beginning of the next
+  const bool in_row = col + kAhead / static_cast<int>(sizeof(S)) < tile.col_end;
+  const int64_t jump = in_row ? 0 : m.row_stride - (tile.col_end - tile.col_begin);
   for (int i = 0; i < static_cast<int>(n * sizeof(S)); i += kLine) {
-    __builtin_prefetch(reinterpret_cast<const char*>(src) + kAhead + i);
+    __builtin_prefetch(reinterpret_cast<const char*>(src + jump) + kAhead + i);
   }
   return load<T>(src, n);
 }
@@ -68,7 +72,7 @@ void bias_act_forward_tile(const BiasActForward& p, const void* bias, const Tile
   for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
     using T = typename P::type;
-    const T z = stream<T>(at<S>(p.x, row, col), n) + bias_at<P>(bias, col, n);
+    const T z = stream<T, S>(p.x, tile, row, col, n) + bias_at<P>(bias, col, n);
     store(at<S>(p.out, row, col), Activation<Form, P>::value(z), n);
   });
 }
@@ -79,8 +83,8 @@ void bias_act_backward_tile(const BiasActBackward& p, const void* bias, void* su
   for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
     using T = typename P::type;
-    const T z = stream<T>(at<S>(p.x, row, col), n) + bias_at<P>(bias, col, n);
-    const T grad_x = product(stream<T>(at<S>(p.grad_out, row, col), n), Activation<Form, P>::slope(z));
+    const T z = stream<T, S>(p.x, tile, row, col, n) + bias_at<P>(bias, col, n);
+    const T grad_x = product(stream<T, S>(p.grad_out, tile, row, col, n), Activation<Form, P>::slope(z));
     add_to<P>(sum, col, grad_x, n);
     if (p.grad_x.data != nullptr) store(at<S>(p.grad_x, row, col), grad_x, n);
   });
@@ -93,9 +97,9 @@ void gated_act_forward_tile(const GatedActForward& p, const void* activated_bias
   for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
     using T = typename P::type;
-    const T z = stream<T>(at<S>(p.activated, row, col), n) + bias_at<P>(activated_bias, col, n);
+    const T z = stream<T, S>(p.activated, tile, row, col, n) + bias_at<P>(activated_bias, col, n);
     const T value = Activation<Form, P>::value(z);
-    const T linear = stream<T>(at<S>(p.linear, row, col), n) + bias_at<P>(linear_bias, col, n);
+    const T linear = stream<T, S>(p.linear, tile, row, col, n) + bias_at<P>(linear_bias, col, n);
     store(at<S>(p.out, row, col), product(value, linear), n);
   });
 }
@@ -107,10 +111,10 @@ void gated_act_backward_tile(const GatedActBackward& p, const void* activated_bi
   for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
     using T = typename P::type;
-    const T z = stream<T>(at<S>(p.activated, row, col), n) + bias_at<P>(activated_bias, col, n);
+    const T z = stream<T, S>(p.activated, tile, row, col, n) + bias_at<P>(activated_bias, col, n);
     const auto both = Activation<Form, P>::value_and_slope(z);
-    const T grad_out = stream<T>(at<S>(p.grad_out, row, col), n);
-    const T linear = stream<T>(at<S>(p.linear, row, col), n) + bias_at<P>(linear_bias, col, n);
+    const T grad_out = stream<T, S>(p.grad_out, tile, row, col, n);
+    const T linear = stream<T, S>(p.linear, tile, row, col, n) + bias_at<P>(linear_bias, col, n);
     const T grad_activated = product(grad_out * linear, both.slope), grad_linear = product(grad_out, both.value);
     add_to<P>(activated_sum, col, grad_activated, n);
     add_to<P>(linear_sum, col, grad_linear, n);
