@@ -95,8 +95,8 @@ void check_bias(const char* op, const OptionalTensor& bias, const Tensor& x) {
   check_has_columns(op, "x (with a bias)", x);
   check_tensor(op, "bias", *bias, x.device());
   TORCH_CHECK_TYPE(bias->scalar_type() == x.scalar_type() || bias->scalar_type() == at::kFloat, op,
-                   ": expected bias of the dtype of x, ", dtype_text(x.scalar_type()), ", or float32, got ",
-                   dtype_text(bias->scalar_type()));
+                   ": expected bias of the dtype of x, ", dtype_text(x.scalar_type()),
+                   x.scalar_type() == at::kFloat ? ", got " : ", or float32, got ", dtype_text(bias->scalar_type()));
   TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == x.size(-1), op, ": expected bias of shape [", x.size(-1),
                     "], got ", shape_of(bias->sizes()));
 }

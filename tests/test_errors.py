@@ -142,13 +142,14 @@ def of_a_bias() -> list[Bad]:
             (torch.float64, torch.float16),
         ):
             names = [str(dtype).removeprefix("torch.") for dtype in (x_dtype, bias_dtype)]
+            wanted = names[0] if x_dtype == torch.float32 else f"{names[0]}, or float32"
             bad.append(
                 Bad(
                     op,
                     f"{names[1]} bias of {names[0]}",
                     lambda a=x_dtype, b=bias_dtype: (t(4, 8, dtype=a), t(8, dtype=b)),
                     TypeError,
-                    f"{op}: expected bias of the dtype of x, {names[0]}, or float32, got {names[1]}",
+                    f"{op}: expected bias of the dtype of x, {wanted}, got {names[1]}",
                 )
             )
     words = "bias_gelu: expected x (with a bias) of at least 1 dimension, got a scalar"

@@ -677,6 +677,9 @@ def test_report_prints_a_table():
 def test_errors():
     with pytest.raises(TypeError, match=r"patch: expected model to be an nn\.Module, got int"):
         patch(1)
+    for flag in ("recompute", "verify"):
+        with pytest.raises(TypeError, match=f"patch: expected {flag} to be a bool, got 'no'"):
+            patch(nn.GELU(), **{flag: "no"})
     with pytest.raises(TypeError, match=r"unpatch: expected model to be an nn\.Module, got list"):
         unpatch([])
 

@@ -49,11 +49,14 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
         A report that prints as a table; its ``fused`` and ``left_alone`` are lists.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: ``model`` is not a module, ``recompute`` or ``verify`` not a bool.
         ImportError: there is no compiled module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: expected model to be an nn.Module, got {type(model).__name__}")
+    for name, flag in (("recompute", recompute), ("verify", verify)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"patch: expected {name} to be a bool, got {flag!r}")
     _native.require()
     unpatch(model)
     report = Report()
