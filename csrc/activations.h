@@ -46,7 +46,7 @@ struct GeluErf {
       return Product<T>{t, upper_tail(t)};
     } else if constexpr (is_single<P>) {
       const SplitExponent<P> gauss = gauss_single<P>(t);
-      const T factor = SingleFactors<T>(t).tail();
+      const T factor = tail_factor(t);
       return tail_single(Exp2<P>(gauss), factor);
     } else {
       return half_upper_tail<P>(t).times(t);
@@ -61,7 +61,7 @@ struct GeluErf {
       return Product<T>{mul_add(-t, density(t), upper_tail(t)), 1.0};
     } else if constexpr (is_single<P>) {
       const SplitExponent<P> gauss = gauss_single<P>(t);
-      const T factor = SingleFactors<T>(t).slope();
+      const T factor = slope_factor(t);
       return Exp2<P>(gauss).times(factor);
     } else {
       return tail_and_slope<P>(t).slope;
@@ -112,7 +112,25 @@ struct GeluErf {
   template <class T>
   using Pieces = GeluErfPieces<kPieces<T>>;
 
-  // For float32 t Phi(-t) = t M(t) exp(-t^2/2) and S(t) = (M(t) - t phi(0)) exp(-t^2/2): by pieces the two polynomials
+  // float32's factors, one alone
+  template <class T>
+  static GELU_EXT_FN T tail_factor(T t) {
+    if constexpr (kPieces<T> != 0) {
+      return piecewise(Pieces<T>::tail, Pieces<T>::tail_centres, t);
+    } else {
+      return SingleFactors<T>(t).tail();
+    }
+  }
+  template <class T>
+  static GELU_EXT_FN T slope_factor(T t) {
+    if constexpr (kPieces<T> != 0) {
+      return piecewise(Pieces<T>::slope, Pieces<T>::slope_centres, t);
+    } else {
+      return SingleFactors<T>(t).slope();
+    }
+  }
+
+  // Both together. t Phi(-t) = t M(t) exp(-t^2/2) and S(t) = (M(t) - t phi(0)) exp(-t^2/2): by pieces the two polynomials
   // differ in the line alone.
   template <class T, int = kPieces<T>>
   struct SingleFactors {

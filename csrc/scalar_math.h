@@ -362,5 +362,11 @@ GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t, Piece piece) {
   for (int row = 1; row < Rows; ++row) sum = mul_add(sum, t, look_up(table[row], piece));
   return sum;
 }
+// The same in the distance from the piece's centre.
+template <class T, int Rows, int Pieces>
+GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], const float (&centres)[Pieces], T t) {
+  const auto piece = piece_of(t);
+  return piecewise(table, t - look_up(centres, piece), piece);
+}
 
 }  // namespace gelu_ext

@@ -145,8 +145,22 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
     def mills(t: mp.mpf) -> mp.mpf:
         return gauss_free_single(upper_tail)(t)
 
+    # What exp(-t^2/2) is multiplied by in the slope is M but for a line, -t phi(0).
+    slope = gauss_free_single(tail_slope)
+
+    def tail(t: mp.mpf) -> mp.mpf:
+        return t * mills(t)
+
+    def mills_weight(t: mp.mpf) -> mp.mpf:
+        return single_weight(upper_tail(t)) / mills(t)
+
+    def slope_weight(t: mp.mpf) -> mp.mpf:
+        return single_weight(slope_size(t)) / max(abs(slope(t)), mp.mpf("0.05"))
+
     tables = {
-        "mills": (mills, lambda t: single_weight(upper_tail(t)) / mills(t), {16: 6, 8: 8}),
+        "tail": (tail, lambda t: mills_weight(t) / max(t, mp.mpf("1e-20")), {16: 6, 8: 7}),
+        "slope": (slope, slope_weight, {16: 5, 8: 6}),
+        "mills": (mills, mills_weight, {16: 6, 8: 8}),
         "log2_upper_tail": (
             log2_upper_tail,
             lambda t: mp.log(2) * half_weight(upper_tail(t)),
@@ -154,16 +168,12 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
         ),
         "slope_half": (half_slope, half_slope_weight, {16: 4, 8: 5}),
     }
-    # What exp(-t^2/2) is multiplied by in the slope is M but for a line, -t phi(0).
-    slope = gauss_free_single(tail_slope)
-    exact = {"mills": (mills, slope)}
+    exact = {"tail": (tail,), "slope": (slope,), "mills": (mills, slope)}
     fits = {
         name: piecewise_fit(f, weight, count, degrees[count], LIMIT, exact.get(name, ()))
         for name, (f, weight, degrees) in tables.items()
     }
-    fits["slope_line"] = line_fit(
-        slope, lambda t: single_weight(slope_size(t)) / max(abs(slope(t)), mp.mpf("0.05")), fits["mills"], LIMIT
-    )
+    fits["slope_line"] = line_fit(slope, slope_weight, fits["mills"], LIMIT)
     return fits
 
 

@@ -72,7 +72,9 @@ def line_fit(f: Function, weight: Function, curve: PiecewiseFit, limit: float) -
 
 
 def _exact_centre(functions: tuple[Function, ...], low: mp.mpf, high: mp.mpf) -> mp.mpf:
-    """Near the middle, where the functions are nearly float32s."""
+    """Near the middle, where the functions are nearly float32s; but 0 where they are 0, which keeps them so."""
+    if low == 0 and all(f(low) == 0 for f in functions):
+        return low
 
     def error(centre: mp.mpf) -> mp.mpf:
         return max(abs(to_float32(f(centre)) / f(centre) - 1) for f in functions)
