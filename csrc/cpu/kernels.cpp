@@ -145,6 +145,20 @@ class Fold {
   bool contiguous_;
 };
 
+// Memory for values of an arithmetic type, in whole cache lines: from within a line, every vector of 64 bytes that is
+// loaded or stored would touch two.
+class Scratch {
+ public:
+  void allocate(int64_t bytes) { lines_.reset(new Line[divide_up(bytes, sizeof(Line))]); }
+  char* data() const { return reinterpret_cast<char*>(lines_.get()); }
+
+ private:
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::unique_ptr<Line[]> lines_;
+};
+
 // The bias in the arithmetic type, `repeat` times: as it is where that is what it is, else a copy.
 class WideBias {
  public:
@@ -152,17 +166,17 @@ class WideBias {
     const DType arithmetic = arithmetic_of(dtype);
     if (bias.data == nullptr || (bias.dtype == arithmetic && repeat == 1)) return;
     const int64_t bytes = cols * size_of(arithmetic);
-    copy_.reset(new char[repeat * bytes]);
-    chosen_set().widen(arithmetic, bias.dtype, bias.data, copy_.get(), cols);
-    for (int64_t i = 1; i < repeat; ++i) std::memcpy(copy_.get() + i * bytes, copy_.get(), bytes);
-    data_ = copy_.get();
+    copy_.allocate(repeat * bytes);
+    chosen_set().widen(arithmetic, bias.dtype, bias.data, copy_.data(), cols);
+    for (int64_t i = 1; i < repeat; ++i) std::memcpy(copy_.data() + i * bytes, copy_.data(), bytes);
+    data_ = copy_.data();
   }
 
   const void* data() const { return data_; }
 
  private:
   const void* data_;
-  std::unique_ptr<char[]> copy_;
+  Scratch copy_;
 };
 
 // One row of partial sums per chunk of folded rows, then their sum in that order.
@@ -174,19 +188,22 @@ class ColumnSums {
         cols_(cols),
         fold_(fold.size),
         chunks_(Split(rows / fold.size, cols * fold.size).chunks() + (rows % fold.size != 0)) {
-    if (total.data != nullptr) partial_.reset(new char[chunks_ * fold_ * cols_ * size_of(arithmetic_)]());
+    if (total.data == nullptr) return;
+    const int64_t bytes = chunks_ * fold_ * cols_ * size_of(arithmetic_);
+    partial_.allocate(bytes);
+    std::memset(partial_.data(), 0, bytes);
   }
 
   // sums of a chunk from one of its columns on, zero at first; null where they are not wanted
   void* at(int64_t chunk, int64_t col) const {
-    return partial_ == nullptr ? nullptr : partial_.get() + (chunk * fold_ * cols_ + col) * size_of(arithmetic_);
+    return total_.data == nullptr ? nullptr : partial_.data() + (chunk * fold_ * cols_ + col) * size_of(arithmetic_);
   }
 
   void finish() const {
     if (total_.data == nullptr) return;
     const int64_t rows = chunks_ * fold_;
     ::at::parallel_for(0, cols_, std::max<int64_t>(64, kGrain / rows), [&](int64_t begin, int64_t end) {
-      chosen_set().add_rows(arithmetic_, partial_.get() + begin * size_of(arithmetic_), rows, cols_, total_.dtype,
+      chosen_set().add_rows(arithmetic_, partial_.data() + begin * size_of(arithmetic_), rows, cols_, total_.dtype,
                             static_cast<char*>(total_.data) + begin * size_of(total_.dtype), end - begin);
     });
   }
@@ -195,7 +212,7 @@ class ColumnSums {
   Vector total_;
   DType arithmetic_;
   int64_t cols_, fold_, chunks_;
-  std::unique_ptr<char[]> partial_;
+  Scratch partial_;
 };
 
 }  // namespace
