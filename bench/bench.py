@@ -7,14 +7,18 @@
 
 Every contender is checked against float64 before it is timed. Contenders take turns; the figures are medians of rounds
 and their quartiles, and only ratios within one run are worth comparing. Ratios above 1 mean that gelu_ext is faster.
+On a CPU each shape and dtype has a process of its own, so that none finds the memory that another has freed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import sys
@@ -29,9 +33,15 @@ from torch import Tensor
 import gelu_ext
 from gelu_ext import _native
 
-# What was freed before makes glibc decide whether an output of a few megabytes is fresh memory, whose page faults cost
-# more than the arithmetic. Fixed, so that this is the same for all contenders: up to 32 MB are kept, larger is fresh.
-HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+# What was freed before makes glibc decide where an output of a few megabytes lies. In fresh memory page faults cost
+# more than the arithmetic. And where small pieces, which a thread keeps for itself, hold freed tensors apart, outputs
+# wander through a handful of places, as many megabytes as the last cache has. Both are luck, so they are fixed for all
+# contenders: up to 32 MB are kept, larger is fresh; and what is freed merges at once, and is taken by the next.
+HEAP = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
+}
 # What holds torch and oneDNN, which computes torch's exact GELU, to the instructions that --isa holds gelu_ext to.
 TORCH_LIMITS = {
     "baseline": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
@@ -177,14 +187,42 @@ def line_of(row: dict) -> str:
     return f"{what} {row['pass']:8} {ours['median'] * 1e3:10.4f} ms +-{spread / 2:4.1f} %   {ratios}"
 
 
-def cases(args: argparse.Namespace) -> Iterator[Case]:
+def cases(args: argparse.Namespace) -> Iterator[list[Case]]:
+    """Those of a process each."""
     shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes.split(",")]
     dtypes = [getattr(torch, name) for name in args.dtypes.split(",")]
     threads = [int(n) for n in args.threads.split(",")]
-    for count, op, (rows, cols), dtype, form, values in itertools.product(
-        threads, args.ops.split(","), shapes, dtypes, args.forms.split(","), args.values.split(",")
-    ):
-        yield Case(op, form, dtype, rows, cols, count, values)
+    ops, forms, values = args.ops.split(","), args.forms.split(","), args.values.split(",")
+    for count, (rows, cols), dtype in itertools.product(threads, shapes, dtypes):
+        yield [Case(op, form, dtype, rows, cols, count, x) for op, form, x in itertools.product(ops, forms, values)]
+
+
+def measured(args: argparse.Namespace, part: list[Case]) -> Iterator[dict]:
+    device = torch.device(args.device)
+    hold_to(args.isa)
+    for case in part:
+        torch.set_num_threads(case.threads)
+        for step, calls in contenders(case, device, args.compile).items():
+            yield row_of(case, step, alternate(calls, device=device, rounds=args.rounds, seconds=args.seconds))
+
+
+def _send_measured(args: argparse.Namespace, part: list[Case], rows: multiprocessing.connection.Connection) -> None:
+    for row in measured(args, part):
+        rows.send(row)
+
+
+def measured_in_its_own_process(args: argparse.Namespace, part: list[Case]) -> Iterator[dict]:
+    context = multiprocessing.get_context("spawn")
+    rows, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_measured, args=(args, part, sender))
+    process.start()
+    sender.close()
+    with contextlib.suppress(EOFError):
+        while True:
+            yield rows.recv()
+    process.join()
+    if process.exitcode:
+        sys.exit(process.exitcode)
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -223,9 +261,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     args = parser.parse_args(argv)
     args.shapes = args.shapes or SHAPES[torch.device(args.device).type]
-    if args.isa and not _native.set_instruction_set(args.isa):
+    if not hold_to(args.isa):
         parser.error(f"expected --isa to be one of {_native.instruction_sets()}, got {args.isa}")
     return args
+
+
+def hold_to(isa: str | None) -> bool:
+    return isa is None or _native.set_instruction_set(isa)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -233,14 +275,14 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device)
     about = environment(device)
     print("  ".join(f"{key} {value}" for key, value in about.items()))
-    rows = []
-    for case in cases(args):
-        torch.set_num_threads(case.threads)
-        for step, calls in contenders(case, device, args.compile).items():
-            rows.append(row_of(case, step, alternate(calls, device=device, rounds=args.rounds, seconds=args.seconds)))
-            print(line_of(rows[-1]), flush=True)
-            if args.output:
-                args.output.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+    rows: list[dict] = []
+    parts = list(cases(args))
+    measure = measured_in_its_own_process if len(parts) > 1 and device.type == "cpu" else measured
+    for row in itertools.chain.from_iterable(measure(args, part) for part in parts):
+        rows.append(row)
+        print(line_of(row), flush=True)
+        if args.output:
+            args.output.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
     return 0
 
 

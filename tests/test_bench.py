@@ -42,6 +42,20 @@ def test_the_microbenchmark_prints_and_writes_each_case(load, tmp_path, capsys):
     assert capsys.readouterr().out.count("geglu") == 2
 
 
+def test_each_shape_is_timed_in_a_process_of_its_own(load, tmp_path, monkeypatch):
+    bench, output = load("bench"), tmp_path / "results.json"
+    monkeypatch.setattr(bench, "contenders", None)  # here, not there
+    two_shapes = [*ONE_CASE, "--shapes", "8x32,4x64", "--rounds", "2", "--seconds", "0.001", "--output", str(output)]
+    assert bench.main(two_shapes) == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["rows"], row["cols"], row["pass"]) for row in rows] == [
+        (8, 32, "forward"), (8, 32, "training"), (4, 64, "forward"), (4, 64, "training")
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as failed:
+        bench.main([*two_shapes, "--ops", "no_op"])
+    assert failed.value.code == 1
+
+
 def test_the_microbenchmark_takes_one_value_everywhere(load, capsys):
     assert load("bench").main([*ONE_CASE, "--values", "random,-13", "--rounds", "2", "--seconds", "0.001"]) == 0
     assert [("x = -13" in line) for line in capsys.readouterr().out.splitlines()[1:]] == [False, False, True, True]
