@@ -130,8 +130,8 @@ struct GeluErf {
     }
   }
 
-  // Both together. t Phi(-t) = t M(t) exp(-t^2/2) and S(t) = (M(t) - t phi(0)) exp(-t^2/2): by pieces the two polynomials
-  // differ in the line alone.
+  // Both together. t Phi(-t) = t M(t) exp(-t^2/2) and S(t) = (M(t) - t phi(0)) exp(-t^2/2): by pieces the two
+  // polynomials differ in the line alone.
   template <class T, int = kPieces<T>>
   struct SingleFactors {
     using Piece = decltype(piece_of(T()));
