@@ -22,6 +22,7 @@ import multiprocessing.connection
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,10 +43,15 @@ HEAP = {
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
 }
-# What holds torch and oneDNN, which computes torch's exact GELU, to the instructions that --isa holds gelu_ext to.
+# What holds torch and oneDNN, which computes torch's exact GELU, to the instructions that --isa holds gelu_ext to. What
+# torch.compile finds in its cache may be for other instructions, and then computes something else.
 TORCH_LIMITS = {
-    "baseline": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    isa: {
+        "ATEN_CPU_CAPABILITY": aten,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"gelu_ext_bench_{isa}"),
+    }
+    for isa, aten, onednn in (("baseline", "default", "SSE41"), ("avx2", "avx2", "AVX2"))
 }
 SHAPES = {"cpu": "4096x3072,256x3072,8x128,1x768", "cuda": "65536x3072,8192x4096,1024x3072,16x4096,1x4096"}
 
