@@ -43,6 +43,12 @@ def check_form(op: str, approximate: object) -> None:
         raise ValueError(f"{op}: expected approximate to be one of {forms}, got {approximate!r}")
 
 
+def check_half(op: str, activated: object) -> None:
+    """ValueError for what is not the name of a half."""
+    if activated not in ("first", "second"):
+        raise ValueError(f"{op}: expected activated to be 'first' or 'second', got {activated!r}")
+
+
 def _gelu(z: Tensor, approximate: str) -> Tensor:
     formula, limit32, limit64 = _FORMS[approximate]
     limit = limit64 if z.dtype == torch.float64 else limit32

@@ -257,10 +257,14 @@ def _check_tensor(op: str, name: str, t: Any, like: Tensor | None, shape: tuple[
         raise ValueError(f"{op}: expected {name} of shape [{text}], got {list(t.shape)}")
 
 
-def _check(op: str, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, approximate: str, activated: str = "") -> None:
+def _check_options(op: str, approximate: str, recompute: bool, activated: str = "second") -> None:
     _composite.check_form(op, approximate)
-    if activated not in ("", "first", "second"):
-        raise ValueError(f"{op}: expected activated to be 'first' or 'second', got {activated!r}")
+    _composite.check_half(op, activated)
+    if not isinstance(recompute, bool):
+        raise TypeError(f"{op}: expected recompute to be a bool, got {recompute!r}")
+
+
+def _check(op: str, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, halves: int = 1) -> None:
     _check_tensor(op, "x", x, None, None)
     if x.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"{op}: expected x of dtype float64, float32, float16 or bfloat16, got {x.dtype}")
@@ -268,12 +272,12 @@ def _check(op: str, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, approximate: str
         raise ValueError(f"{op}: expected x of at least 1 dimension, got a scalar")
     _check_tensor(op, "w1", w1, x, (None, x.shape[-1]))
     hidden = w1.shape[0]
-    if activated and hidden % 2:
+    if hidden % halves:
         raise ValueError(f"{op}: expected w1 with an even number of rows (two halves), got {hidden}")
     if b1 is not None:
         half_width_may_be_float = isinstance(b1, Tensor) and b1.dtype == torch.float32
         _check_tensor(op, "b1", b1, None if half_width_may_be_float and b1.device == x.device else x, (hidden,))
-    _check_tensor(op, "w2", w2, x, (None, hidden // 2 if activated else hidden))
+    _check_tensor(op, "w2", w2, x, (None, hidden // halves))
     if b2 is not None:
         _check_tensor(op, "b2", b2, x, (w2.shape[0],))
 
@@ -309,10 +313,11 @@ def mlp(
 
     Raises:
         ValueError: unknown ``approximate``, or shapes that do not fit.
-        TypeError: not a tensor, or dtypes other than the above.
+        TypeError: not a tensor, dtypes other than the above, or ``recompute`` not a bool.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    _check("mlp", x, w1, b1, w2, b2, approximate)
+    _check_options("mlp", approximate, recompute)
+    _check("mlp", x, w1, b1, w2, b2)
     tensors = (x, w1, b1, w2, b2)
     if _takes_node(*tensors):
         return _apply(_Mlp, tensors, (approximate, "", recompute))
@@ -350,9 +355,8 @@ def geglu_mlp(
     Raises:
         As :func:`gelu_ext.mlp`; ValueError also for an unknown ``activated`` or an odd number of rows in ``w1``.
     """
-    if activated not in ("first", "second"):
-        raise ValueError(f"geglu_mlp: expected activated to be 'first' or 'second', got {activated!r}")
-    _check("geglu_mlp", x, w1, b1, w2, b2, approximate, activated)
+    _check_options("geglu_mlp", approximate, recompute, activated)
+    _check("geglu_mlp", x, w1, b1, w2, b2, halves=2)
     tensors = (x, w1, b1, w2, b2)
     if _takes_node(*tensors):
         return _apply(_Mlp, tensors, (approximate, activated, recompute))
@@ -375,7 +379,8 @@ def gelu_mul_mlp(
 
     Arguments, result and errors as of :func:`gelu_ext.geglu_mlp`; each half has its weight ``[H, C]`` and bias ``[H]``.
     """
-    _check("gelu_mul_mlp", x, w_activated, b_activated, w2, b2, approximate)
+    _check_options("gelu_mul_mlp", approximate, recompute)
+    _check("gelu_mul_mlp", x, w_activated, b_activated, w2, b2)
     _check_tensor("gelu_mul_mlp", "w_linear", w_linear, x, tuple(w_activated.shape))
     if b_linear is not None:
         _check_tensor("gelu_mul_mlp", "b_linear", b_linear, x, (w_linear.shape[0],))
@@ -444,6 +449,7 @@ class MLP(_TwoLinears):
 
     Raises:
         ValueError: unknown ``approximate``.
+        TypeError: ``recompute`` not a bool.
     """
 
     def __init__(
@@ -458,7 +464,7 @@ class MLP(_TwoLinears):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _composite.check_form("MLP", approximate)
+        _check_options("MLP", approximate, recompute)
         super().__init__(in_features, hidden_features, hidden_features, out_features, bias, device, dtype)
         self.approximate = approximate
         self.recompute = recompute
@@ -480,7 +486,8 @@ class GEGLUMLP(_TwoLinears):
         activated: which half goes through GELU, ``"second"`` or ``"first"``, see :func:`gelu_ext.geglu`.
 
     Raises:
-        ValueError: unknown ``approximate``.
+        ValueError: unknown ``approximate`` or ``activated``.
+        TypeError: ``recompute`` not a bool.
     """
 
     def __init__(
@@ -496,7 +503,7 @@ class GEGLUMLP(_TwoLinears):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _composite.check_form("GEGLUMLP", approximate)
+        _check_options("GEGLUMLP", approximate, recompute, activated)
         super().__init__(in_features, 2 * hidden_features, hidden_features, out_features, bias, device, dtype)
         self.approximate = approximate
         self.activated = activated

@@ -58,7 +58,7 @@ class GEGLU(nn.Module):
         device, dtype: of the bias, which starts at zero.
 
     Raises:
-        ValueError: unknown ``approximate``.
+        ValueError: unknown ``approximate`` or ``activated``.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class GEGLU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         _composite.check_form("GEGLU", approximate)
+        _composite.check_half("GEGLU", activated)
         super().__init__()
         self.features = features
         self.approximate = approximate

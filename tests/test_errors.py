@@ -340,3 +340,31 @@ def test_every_layer_refuses_an_unknown_form(form):
         with pytest.raises(ValueError) as caught:
             call()
         assert str(caught.value) == f"{name}: expected approximate to be one of {FORMS}, got {form!r}"
+
+
+@pytest.mark.parametrize("half", ["third", None, 1, ["first"]], ids=repr)
+def test_every_layer_refuses_an_unknown_half(half):
+    x, w = t(4, 8), t(8, 8)
+    for name, call in (
+        ("geglu_mlp", lambda: gelu_ext.geglu_mlp(x, w, None, w[:, :4], None, activated=half)),
+        ("GEGLU", lambda: gelu_ext.GEGLU(8, activated=half)),
+        ("GEGLUMLP", lambda: gelu_ext.GEGLUMLP(8, 8, activated=half)),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert str(caught.value) == f"{name}: expected activated to be 'first' or 'second', got {half!r}"
+
+
+@pytest.mark.parametrize("flag", ["yes", None, 1], ids=repr)
+def test_every_mlp_refuses_a_recompute_that_is_no_bool(flag):
+    x, w = t(4, 8), t(8, 8)
+    for name, call in (
+        ("mlp", lambda: gelu_ext.mlp(x, w, None, w, None, recompute=flag)),
+        ("geglu_mlp", lambda: gelu_ext.geglu_mlp(x, w, None, w[:, :4], None, recompute=flag)),
+        ("gelu_mul_mlp", lambda: gelu_ext.gelu_mul_mlp(x, w, None, w, None, w, None, recompute=flag)),
+        ("MLP", lambda: gelu_ext.MLP(8, 8, recompute=flag)),
+        ("GEGLUMLP", lambda: gelu_ext.GEGLUMLP(8, 8, recompute=flag)),
+    ):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert str(caught.value) == f"{name}: expected recompute to be a bool, got {flag!r}"
