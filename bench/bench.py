@@ -7,7 +7,7 @@
 
 Every contender is checked against float64 before it is timed. Contenders take turns; the figures are medians of rounds
 and their quartiles, and only ratios within one run are worth comparing. Ratios above 1 mean that gelu_ext is faster.
-On a CPU each shape and dtype has a process of its own, so that none finds the memory that another has freed.
+On a CPU each thread count, shape and dtype has its own process, so that none finds memory that another has freed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import multiprocessing.connection
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,7 +48,7 @@ TORCH_LIMITS = {
     isa: {
         "ATEN_CPU_CAPABILITY": aten,
         "ONEDNN_MAX_CPU_ISA": onednn,
-        "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"gelu_ext_bench_{isa}"),
+        "TORCHINDUCTOR_CACHE_DIR": str(Path(__file__).resolve().parent.parent / "build" / f"inductor_{isa}"),
     }
     for isa, aten, onednn in (("baseline", "default", "SSE41"), ("avx2", "avx2", "AVX2"))
 }
