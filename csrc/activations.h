@@ -1,15 +1,23 @@
 // THE MATHEMATICS, once, for g++ and nvcc: every activation's value and slope, and the list of them.
 // Knows scalar_math.h and the tables of pieces.h, nothing else.
 //
-// Every form here is x * F(x) with a symmetric distribution function, F(-x) = 1 - F(x). So the upper tail
-// tail(t) = t * F(-t), t = |x|, gives everything without cancellation:
+// Every activation here is x F(x), where F rises from 0 to 1 and F(-x) = 1 - F(x). With t = |x|, its upper tail
+// tail(t) = t F(-t) gives everything without cancellation:
 //     value(x) = max(x, 0) - tail(t)            slope(x) = S(t) for x < 0, 1 - S(t) for x > 0,
-// where S(t) = F(-t) - t F'(t) is the slope at -t. A form supplies tail, tail_slope and both together, as products
-// whose last multiplication is fused with that subtraction; t is clamped to a `limit` beyond which they are zero in
-// their arithmetic, so nothing overflows and no residue stays.
+// where S(t) = F(-t) - t F'(t) is the slope at -t.
 //
-// The coefficients come from csrc/fit/fit.py, which prints the error of each fit; degrees and the reciprocal's shift
-// were chosen there, for the bars that tests/native/accuracy.cpp asserts.
+// An activation is a struct with these members, for each precision P of scalar_math.h:
+//     name                            what users call it
+//     tail<P>(t), tail_slope<P>(t),   tail(t), S(t) and both. Each is a product whose last multiplication is not done
+//     tail_and_slope<P>(t)            yet: Activation, below, fuses it with the subtraction in value(x) or slope(x).
+//     limit<P>                        t is clamped to it. There tail and S are 0 in P's arithmetic, so that nothing
+//                                     overflows and no residue is left for a gate to multiply.
+// To add one, write its struct (for x sigmoid(k x) one like GeluSigmoid is enough), put it into the list Activations,
+// and give it a row in tests/native/truth.h.
+//
+// csrc/fit/fit.py computes every coefficient. The comment at a polynomial gives its degree, its interval and its error,
+// relative to the activation's result. fit.py --check asserts these numbers; tests/native/accuracy.cpp asserts the
+// error of the result, in units in the last place.
 #pragma once
 
 #include "pieces.h"
@@ -17,14 +25,14 @@
 
 namespace gelu_ext {
 
-inline constexpr double kLog2E = 0x1.71547652b82fep+0;
+inline constexpr double kLog2E = 0x1.71547652b82fep+0;  // log2(e) = 1.442695
 
 template <class T>
 struct ValueAndSlope {
   T value, slope;
 };
 
-// Both are products whose last multiplication is left to the caller.
+// Both are products whose last multiplication is not done yet.
 template <class Tail, class Slope>
 struct TailAndSlope {
   Tail tail;
@@ -33,15 +41,31 @@ struct TailAndSlope {
 template <class Tail, class Slope>
 TailAndSlope(Tail, Slope) -> TailAndSlope<Tail, Slope>;
 
-// "none": F = Phi, the normal distribution function (Hendrycks and Gimpel, arXiv:1606.08415).
-struct GeluErf {
-  static constexpr const char* name = "none";
+// F = Phi, the normal distribution function, whose density is phi (Hendrycks and Gimpel, arXiv:1606.08415). With
+// E = exp(-t^2/2) and the Mills ratio M(t) = Phi(-t)/E, which falls slowly from 1/2 at 0 to 0.027 at 14.9,
+//     tail(t) = E t M(t)
+//     S(t)    = E (M(t) - t phi(0)) = E (t0 - t) G(t).
+// t0 = 0.75179 is the root of S. Near it M(t) - t phi(0) cancels; with the root factored out, the rest G does not.
+//
+// Vector registers with lookup (AVX2, AVX-512) divide [0, 15) into 8 or 16 pieces: p[table] is the polynomial of the
+// piece that t lies in, see pieces.h. "Plain" is without: on the device and in registers of 128 bits one polynomial, R,
+// G or L, covers all of it. So this is what is computed:
+//
+//              tail                     slope                    both
+//   float64    t erfc(t/sqrt 2)/2       Phi(-t) - t phi(t)       as each alone
+//   float32    E p[tail]                E p[slope]               E t p[mills_*], E p[mills_curve, slope_line]
+//     plain    E w (1/2 + R(w))/2       E (t0 - t) G(w)          as each alone, sharing w = t/(1 + t/2)
+//   16 bits    t 2^p[log2_upper_tail]   E (t0 - t) p[slope_low]  slope as alone, tail = t (S(t) + t phi(t))
+//     plain    t 2^(2 L(t))             E (t0 - t) G(q)          the same, with q = 1/(t + 2.9375)
+struct Gelu {
+  static constexpr const char* name = "gelu";
 
-  // In 16 bits a little less: there 2^33 exp(-t^2/2), a factor, is subnormal from 14.88 on, which costs time.
+  // In float64 erfc and exp are 0 from 38.6 on. In float32 E is 2^-160, which is kLowestPower, at 14.9. In 16 bits all
+  // is 0 at 14.8 too; beyond 14.84 the scaled E, a factor there, would be subnormal, and that costs time.
   template <class P>
-  static constexpr typename P::scalar limit = is_double<P>    ? 40.0
-                                              : !is_single<P> ? 14.8
-                                                              : 14.9;
+  static constexpr typename P::scalar limit = is_double<P>   ? 40.0
+                                              : is_single<P> ? 14.9
+                                                             : 14.8;
 
   template <class P, class T = typename P::type>
   static GELU_EXT_FN auto tail(T t) {
@@ -49,22 +73,20 @@ struct GeluErf {
       return Product<T>{t, upper_tail(t)};
     } else if constexpr (is_single<P>) {
       const SplitExponent<P> gauss = gauss_single<P>(t);
-      const T factor = tail_factor(t);
+      const T factor = SingleFactors<T>::tail(t);
       return tail_single(Exp2<P>(gauss), factor);
     } else {
-      return half_upper_tail<P>(t).times(t);
+      return upper_tail_low<P>(t).times(t);
     }
   }
 
-  // S(t) = (t0 - t) exp(-t^2/2) G: the root t0 is factored out, so nothing cancels beside it. (Polynomials by pieces
-  // need not.)
   template <class P, class T = typename P::type>
   static GELU_EXT_FN auto tail_slope(T t) {
     if constexpr (is_double<P>) {
       return Product<T>{mul_add(-t, density(t), upper_tail(t)), 1.0};
     } else if constexpr (is_single<P>) {
       const SplitExponent<P> gauss = gauss_single<P>(t);
-      const T factor = slope_factor(t);
+      const T factor = SingleFactors<T>::slope(t);
       return Exp2<P>(gauss).times(factor);
     } else {
       return tail_and_slope<P>(t).slope;
@@ -83,58 +105,41 @@ struct GeluErf {
       const Exp2<P> e(gauss);
       return TailAndSlope{tail_single(e, tail), e.times(slope)};
     } else {
-      // Phi(-t) = S(t) + t phi(t): the tail is one multiplication from the slope. The sum cancels to 1/t^2 of its
-      // terms, which costs 2e-6 in float16's smallest results and 1e-5 in bfloat16's.
-      const T e = scaled_exp2<P>(t * t, kGauss), s = from_root<P>(t, slope_factor_half(t));
-      return TailAndSlope{Product<T>{t * e, mul_add(t, kDensity, s)}, Product<T>{s, e}};
+      // Phi(-t) = S(t) + t phi(t), so the tail costs one multiplication more than the slope. The sum cancels to 1/t^2
+      // of its terms: an error of 2e-6 in float16's smallest results and of 1e-5 in bfloat16's.
+      const T e = scaled_exp2<P>(t * t, kGauss), s = from_root<P>(t, slope_factor_low(t));
+      return TailAndSlope{Product<T>{t * e, mul_add(t, kScaledDensity, s)}, Product<T>{s, e}};
     }
   }
 
  private:
-  // exp(-t^2/2) = 2^(kGauss t^2). What rounding kGauss costs, float32's factors make good.
+  // E = 2^(kGauss t^2) with -log2(e)/2 = -0.7213475 rounded, which makes E up to 1e-6 wrong in the tail. The factors of
+  // float32 results make that good: they are fitted to what this E has to be multiplied by.
   static constexpr float kGauss = static_cast<float>(-0.5 * kLog2E);
 
-  // Carries the rounding error of t^2 along: in the tail it is multiplied by up to 100.
+  // E with the rounding error of t^2 carried along: relative to E, an error of t^2 counts up to t^2/2 = 111 times.
   template <class P, class T = typename P::type>
   static GELU_EXT_FN SplitExponent<P> gauss_single(T t) {
     const T square = t * t;
     return {square, kGauss, fused(t, t, -square)};
   }
 
-  // (t0 - t) g, where the slope at -t0 is zero.
+  // (t0 - t) g, t0 = t0_hi + t0_lo = 0.7517916
   template <class P, class T = typename P::type>
   static GELU_EXT_FN T from_root(T t, T g) {
-    constexpr float kHigh = 0x1.80ead2p-1f, kLow = -0x1.a03fd4p-27f;
-    const T distance = kHigh - t;
-    if constexpr (is_single<P>) return mul_add(distance, g, kLow * g);
+    constexpr float t0_hi = 0x1.80ead2p-1f, t0_lo = -0x1.a03fd4p-27f;
+    const T distance = t0_hi - t;
+    if constexpr (is_single<P>) return mul_add(distance, g, t0_lo * g);
     return distance * g;
   }
 
-  // What exp(-t^2/2) is multiplied by. Each is one polynomial per piece of [0, 15), or one for all of it, in a
-  // reciprocal that levels it.
   template <class T>
-  using Pieces = GeluErfPieces<kPieces<T>>;
+  using Pieces = GeluPieces<kPieces<T>>;
 
-  // float32's factors, one alone
-  template <class T>
-  static GELU_EXT_FN T tail_factor(T t) {
-    if constexpr (kPieces<T> != 0) {
-      return piecewise(Pieces<T>::tail, Pieces<T>::tail_centres, t);
-    } else {
-      return SingleFactors<T>(t).tail();
-    }
-  }
-  template <class T>
-  static GELU_EXT_FN T slope_factor(T t) {
-    if constexpr (kPieces<T> != 0) {
-      return piecewise(Pieces<T>::slope, Pieces<T>::slope_centres, t);
-    } else {
-      return SingleFactors<T>(t).slope();
-    }
-  }
-
-  // Both together. t Phi(-t) = t M(t) exp(-t^2/2) and S(t) = (M(t) - t phi(0)) exp(-t^2/2): by pieces the two
-  // polynomials differ in the line alone.
+  // What E is multiplied by for float32 results: t M(t) and M(t) - t phi(0), each alone (the static members) or both.
+  // As t phi(0) is a line, the polynomials of M(t) and M(t) - t phi(0) have the same higher coefficients (mills_curve)
+  // and differ in the last two (mills_line, slope_line). p[slope] needs no factored root: a slope near its root has to
+  // have a small absolute error only, which the polynomial of so narrow a piece has.
   template <class T, int = kPieces<T>>
   struct SingleFactors {
     using Piece = decltype(piece_of(T()));
@@ -149,22 +154,27 @@ struct GeluErf {
           distance(t - look_up(Pieces<T>::mills_centres, piece)),
           curve(piecewise(Pieces<T>::mills_curve, distance, piece)) {}
 
+    static GELU_EXT_FN T tail(T t) { return piecewise(Pieces<T>::tail, Pieces<T>::tail_centres, t); }
+    static GELU_EXT_FN T slope(T t) { return piecewise(Pieces<T>::slope, Pieces<T>::slope_centres, t); }
     GELU_EXT_FN T tail() const { return t * piecewise(Pieces<T>::mills_line, distance, piece, curve); }
     GELU_EXT_FN T slope() const { return piecewise(Pieces<T>::slope_line, distance, piece, curve); }
   };
 
-  // In w = t/(1 + t/2), in [0, 2): M = w (1/2 + M(w))/2 / t, and G, so flat that w's rounding errors hardly matter.
+  // Without lookup, in w = t/(1 + t/2), which lies in [0, 2): t M(t) = w (1/2 + R(w))/2. There w is a factor, which has
+  // to be right; G is so flat that a rough w will do for it. tail() is twice t M(t): tail_single() halves the product.
   template <class T>
   struct SingleFactors<T, 0> {
     T t, sum, inverse;
 
     explicit GELU_EXT_FN SingleFactors(T t) : t(t), sum(mul_add(0.5f, t, 1.0f)), inverse(reciprocal(sum)) {}
 
-    GELU_EXT_FN T tail() const {  // twice
+    static GELU_EXT_FN T tail(T t) { return SingleFactors(t).tail(); }
+    static GELU_EXT_FN T slope(T t) { return SingleFactors(t).slope(); }
+    GELU_EXT_FN T tail() const {
       const T w = quotient(t, sum, mul_add(0.5f, t, 1.0f - sum), inverse);
-      return mul_add(w, mills_single(w), 0.5f * w);
+      return mul_add(w, rest_single(w), 0.5f * w);
     }
-    GELU_EXT_FN T slope() const { return from_root<SinglePrecision>(t, slope_single(t * inverse)); }
+    GELU_EXT_FN T slope() const { return from_root<SinglePrecision>(t, slope_over_root_single(t * inverse)); }
   };
 
   template <class E, class T>
@@ -172,84 +182,98 @@ struct GeluErf {
     if constexpr (kPieces<T> != 0) {
       return e.times(factor);
     } else {
-      return e.times(factor).half();  // last, so that it is t/2 also for the smallest t
+      return e.times(factor).halved();  // halved last, the tail is exactly t/2 for subnormal t
     }
   }
 
-  // 2^-33 G: scaled_exp2() is times 2^33.
+  // 2^-33 G, for scaled_exp2() is 2^33 E.
   template <class T>
-  static GELU_EXT_FN T slope_factor_half(T t) {
+  static GELU_EXT_FN T slope_factor_low(T t) {
     if constexpr (kPieces<T> != 0) {
-      return piecewise(Pieces<T>::slope_half, t, piece_of(t));
+      return piecewise(Pieces<T>::slope_low, t, piece_of(t));
     } else {
-      return slope_half(reciprocal(t + kHalfShift));
+      return slope_over_root_low(reciprocal(t + kReciprocalShift));
     }
   }
 
   // Phi(-t)
   template <class P, class T = typename P::type>
-  static GELU_EXT_FN Exp2<P> half_upper_tail(T t) {
+  static GELU_EXT_FN Exp2<P> upper_tail_low(T t) {
     if constexpr (kPieces<T> != 0) {
       return Exp2<P>(piecewise(Pieces<T>::log2_upper_tail, t, piece_of(t)));
     } else {
-      // Nearly a parabola, so that one polynomial and one exp2 will do.
-      return Exp2<P>(half_log2_upper_tail(t), 2.0f);
+      // The logarithm is nearly a parabola, so that one polynomial will do.
+      return Exp2<P>(log2_upper_tail_over_2(t), 2.0f);
     }
   }
 
+  // R = (2 + t) M(t) - 1/2, which falls from 1/2 to -0.1: degree 11 in w on [0, 1.76], error 6.2e-09
   template <class T>
-  static GELU_EXT_FN T mills_single(T w) {
+  static GELU_EXT_FN T rest_single(T w) {
     return horner(w, -0x1.1a10c2p-14f, 0x1.33ab8p-11f, -0x1.0b18c2p-9f, 0x1.fae1c6p-9f, -0x1.466da2p-8f, 0x1.dd299ep-9f,
                   -0x1.3753d2p-11f, 0x1.da58a4p-8f, 0x1.588b5ap-7f, -0x1.883016p-5f, -0x1.3108bcp-2f, 0x1p-1f);
   }
 
+  // G = (M(t) - t phi(0))/(t0 - t): degree 9 in w on [0, 1.76], error 1.8e-08
   template <class T>
-  static GELU_EXT_FN T slope_single(T w) {
+  static GELU_EXT_FN T slope_over_root_single(T w) {
     return horner(w, -0x1.345f8cp-17f, 0x1.ead034p-14f, -0x1.af8d12p-12f, 0x1.f780a6p-12f, -0x1.5ca23ap-11f,
                   0x1.2e054p-10f, 0x1.9779d8p-8f, 0x1.2ee4c8p-7f, -0x1.69c95cp-3f, 0x1.54851ap-1f);
   }
 
-  // log2(Phi(-t))/2
+  // L = log2(Phi(-t))/2: degree 9 in t on [0, 14.9], error 8.9e-06
+  // This error and the next hold for normal float16 results. In smaller ones, which only bfloat16 has, 3.5 times as
+  // much is allowed.
   template <class T>
-  static GELU_EXT_FN T half_log2_upper_tail(T t) {
+  static GELU_EXT_FN T log2_upper_tail_over_2(T t) {
     return horner(t, -0x1.28351cp-30f, 0x1.4aebf6p-24f, -0x1.450536p-19f, 0x1.73cbaep-15f, -0x1.15b15ap-11f,
                   0x1.21ab5cp-8f, -0x1.bd9aa6p-6f, -0x1.d53ad8p-3f, -0x1.26b922p-1f, -0x1.00004ep-1f);
   }
 
-  // phi(0) and G in q = 1/(t + kHalfShift), both times 2^-33.
-  static constexpr float kHalfShift = 0x1.78p+1f, kDensity = 0x1.988454p-35f;
+  // 2.9375 and 2^-33 phi(0) = 2^-33 * 0.3989423
+  static constexpr float kReciprocalShift = 0x1.78p+1f, kScaledDensity = 0x1.988454p-35f;
 
+  // 2^-33 G: degree 5 in q on [0.0561, 0.34], error 3.4e-06
   template <class T>
-  static GELU_EXT_FN T slope_half(T q) {
+  static GELU_EXT_FN T slope_over_root_low(T q) {
     return horner(q, -0x1.afc2p-31f, 0x1.59a63ap-31f, 0x1.caa37p-34f, 0x1.83a3f6p-34f, 0x1.30c4e2p-35f,
                   0x1.988f6cp-35f);
   }
 
-  // Phi(-t) = erfc(t/sqrt 2)/2. Rounding t/sqrt 2 alone would cost t^2 2^-53, so its error r is carried: a factor
-  // (1 - 2 z r).
+  // Phi(-t) = erfc(t/sqrt 2)/2. Rounding z = t/sqrt 2 alone would cost t^2 2^-53, so its error r is carried along:
+  // erfc(z + r) = erfc(z) (1 - 2 z r), nearly, in the tail where it counts.
   static GELU_EXT_FN double upper_tail(double t) {
-    constexpr double kHigh = 0x1.6a09e667f3bcdp-1, kLow = -0x1.bdd3413b26456p-55;  // sqrt(1/2)
-    const double z = t * kHigh;
-    const double r = fused(t, kHigh, -z) + t * kLow;
+    constexpr double c_hi = 0x1.6a09e667f3bcdp-1, c_lo = -0x1.bdd3413b26456p-55;  // sqrt(1/2) = 0.7071068
+    const double z = t * c_hi;
+    const double r = fused(t, c_hi, -z) + t * c_lo;
     const double p = 0.5 * ::erfc(z);
     return p - p * (2.0 * z * r);
   }
 
+  // phi(t); phi(0) = 0.3989423
   static GELU_EXT_FN double density(double t) {
     const double square = t * t;
     return 0x1.9884533d43651p-2 * ::exp(-0.5 * square) * (1.0 - 0.5 * fused(t, t, -square));
   }
 };
 
-// x * sigmoid(z(x)) with an odd polynomial z. Written in e = exp(-z(t)) <= 1, all positive: F(-t) = e/(1 + e) and
-// F'(t) = e/(1 + e)^2 z'(t), so S(t) = e (1 + e - t z'(t))/(1 + e)^2.
+// x sigmoid(z(x)) with an odd, rising polynomial z, which `Argument` computes. With e = exp(-z(t)) <= 1,
+//     F(-t) = e/(1 + e)      F'(t) = e/(1 + e)^2 z'(t)      S(t) = e (1 + e - t z'(t))/(1 + e)^2.
 template <class Argument>
 struct SigmoidGate {
+  // The first multiple of 1/4 at which e has vanished. Below it every result is computed, down to the smallest
+  // subnormal; from it on all are 0, since tail is less than e t and S less than e t z'(t), and both factors are below
+  // 2^10.
   template <class P>
-  static constexpr typename P::scalar limit = Argument::template limit<P>;
+  static constexpr typename P::scalar limit = [] {
+    double t = 0;
+    while (Argument::z(t) * kLog2E < kVanishing<P>) t += 0.25;
+    return static_cast<typename P::scalar>(t);
+  }();
 
   template <class P, class T = typename P::type>
   static GELU_EXT_FN auto tail(T t) {
+    static_assert(is_double<P> || limit<P> < 0x1p10, "kVanishing is for factors up to 2^10");
     const Exp2<P> e = Argument::template exp_minus<P>(t);
     return e.times(OnePlus<P>(e).divide(t));
   }
@@ -300,24 +324,21 @@ struct SigmoidGate {
   };
 };
 
-// "tanh": 0.5 x (1 + tanh(u)) = x sigmoid(2u), 2u = kLinear (x + kCubic x^3).
-struct TanhArgument {
-  static constexpr double kCubic = 0.044715;
-  static constexpr double kLinear = 0x1.9884533d43651p+0;  // sqrt(8/pi)
-
-  template <class P>
-  static constexpr typename P::scalar limit = is_double<P> ? 24.0 : 11.75;
+// z(t) = kLinear (t + kCubic t^3), with the constants of Act.
+template <class Act>
+struct CubicArgument {
+  static constexpr double z(double t) { return Act::kLinear * (t + Act::kCubic * t * t * t); }
 
   template <class P>
   static GELU_EXT_FN Exp2<P> exp_minus(typename P::type t) {
-    constexpr double a = -kLinear * kLog2E, b = a * kCubic;
+    constexpr double a = -Act::kLinear * kLog2E, b = a * Act::kCubic;
     if constexpr (is_double<P>) {
-      return {::exp(-kLinear * (t * mul_add(kCubic * t, t, 1.0)))};
-    } else if constexpr (std::is_same_v<P, HalfPrecision>) {
+      return {::exp(-Act::kLinear * (t * mul_add(Act::kCubic * t, t, 1.0)))};
+    } else if constexpr (std::is_same_v<P, LowPrecision>) {  // on the device; packs go on below, and ignore m_lo
       return Exp2<P>(t, mul_add(static_cast<float>(b), t * t, static_cast<float>(a)));
     } else {
-      // t (a + b t^2), with the errors of t^2, of the sum and of the constants in `m_lo`; a_hi is so short that
-      // a_hi - m is exact.
+      // t (m + m_lo), where m is a + b t^2 and m_lo holds the errors of t^2, of the sum and of the constants. a_hi is
+      // so short that a_hi - m is exact.
       constexpr float a_hi = static_cast<float>(static_cast<int>(a * 0x1p19) * 0x1p-19);
       constexpr float a_lo = static_cast<float>(a - a_hi);
       constexpr float b_hi = static_cast<float>(b), b_lo = static_cast<float>(b - b_hi);
@@ -328,13 +349,13 @@ struct TanhArgument {
     }
   }
 
-  // 1 + e - t z'(t), z' = a + b t^2
+  // 1 + e - t z'(t), where z'(t) = a + b t^2
   template <class P, class E, class T = typename P::type>
   static GELU_EXT_FN T slope_numerator(T t, E e) {
     using S = typename P::scalar;
-    constexpr S a = static_cast<S>(kLinear), b = static_cast<S>(3 * kLinear * kCubic);
+    constexpr S a = static_cast<S>(Act::kLinear), b = static_cast<S>(3 * Act::kLinear * Act::kCubic);
     if constexpr (is_single<P>) {
-      constexpr float a_lo = static_cast<float>(kLinear - a);
+      constexpr float a_lo = static_cast<float>(Act::kLinear - a);
       return fused(-a, t, 1.0f) + mul_add(-b * (t * t), t, mul_add(-a_lo, t, e.value()));
     } else {
       return mul_add(-t, mul_add(b * t, t, a), e.plus(1));
@@ -342,19 +363,17 @@ struct TanhArgument {
   }
 };
 
-// "sigmoid": x sigmoid(1.702 x), "quick" GELU (Hendrycks and Gimpel).
-struct QuickArgument {
-  static constexpr double kLinear = 1.702;
-
-  template <class P>
-  static constexpr typename P::scalar limit = is_double<P> ? 460.0 : 80.0;
+// z(t) = kLinear t, with the constant of Act.
+template <class Act>
+struct LinearArgument {
+  static constexpr double z(double t) { return Act::kLinear * t; }
 
   template <class P>
   static GELU_EXT_FN Exp2<P> exp_minus(typename P::type t) {
-    constexpr double a = -kLinear * kLog2E;
+    constexpr double a = -Act::kLinear * kLog2E;
     if constexpr (is_double<P>) {
-      return {::exp(-kLinear * t)};
-    } else if constexpr (std::is_same_v<P, HalfPrecision>) {
+      return {::exp(-Act::kLinear * t)};
+    } else if constexpr (std::is_same_v<P, LowPrecision>) {
       return Exp2<P>(t, static_cast<float>(a));
     } else {
       constexpr float a_hi = static_cast<float>(a), a_lo = static_cast<float>(a - a_hi);
@@ -362,13 +381,13 @@ struct QuickArgument {
     }
   }
 
-  // 1 + e - t z'(t), z' = a
+  // 1 + e - t z'(t), where z'(t) = a
   template <class P, class E, class T = typename P::type>
   static GELU_EXT_FN T slope_numerator(T t, E e) {
     using S = typename P::scalar;
-    constexpr S a = static_cast<S>(kLinear);
+    constexpr S a = static_cast<S>(Act::kLinear);
     if constexpr (is_single<P>) {
-      constexpr float a_lo = static_cast<float>(kLinear - a);
+      constexpr float a_lo = static_cast<float>(Act::kLinear - a);
       return fused(-a, t, 1.0f) + mul_add(-a_lo, t, e.value());
     } else {
       return mul_add(-t, a, e.plus(1));
@@ -376,45 +395,49 @@ struct QuickArgument {
   }
 };
 
-struct GeluTanh : SigmoidGate<TanhArgument> {
-  static constexpr const char* name = "tanh";
+// 0.5 x (1 + tanh(u)) = x sigmoid(2 u), 2 u = sqrt(8/pi) (x + 0.044715 x^3): the usual approximation of gelu.
+struct GeluTanh : SigmoidGate<CubicArgument<GeluTanh>> {
+  static constexpr const char* name = "gelu_tanh";
+  static constexpr double kLinear = 0x1.9884533d43651p+0, kCubic = 0.044715;  // sqrt(8/pi) = 1.595769
 };
 
-struct GeluSigmoid : SigmoidGate<QuickArgument> {
-  static constexpr const char* name = "sigmoid";
+// "Quick" gelu, a rougher approximation (Hendrycks and Gimpel).
+struct GeluSigmoid : SigmoidGate<LinearArgument<GeluSigmoid>> {
+  static constexpr const char* name = "gelu_sigmoid";
+  static constexpr double kLinear = 1.702;
 };
 
-// The list. To add a form: a struct above, its name here, and a line of float64 truth in tests/.
-template <class... Forms>
+template <class... Acts>
 struct ActivationList {
-  static constexpr int size = sizeof...(Forms);
-  static constexpr const char* names[] = {Forms::name...};
+  static constexpr int size = sizeof...(Acts);
+  static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<GeluErf, GeluTanh, GeluSigmoid>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid>;
 
-// value, slope and both of a form at any x. The clamp may lose a NaN; max0(x) brings it back.
-template <class Form, class P>
+// Value, slope and both of the activation Act at any x, in precision P. Clamping may lose a NaN; max0(x) brings it
+// back.
+template <class Act, class P>
 struct Activation {
   using T = typename P::type;
 
-  static GELU_EXT_FN T value(T x) { return value(x, Form::template tail<P>(clamped(x))); }
+  static GELU_EXT_FN T value(T x) { return value(x, Act::template tail<P>(clamped(x))); }
 
-  static GELU_EXT_FN T slope(T x) { return slope(x, Form::template tail_slope<P>(clamped_for_slope(x))); }
+  static GELU_EXT_FN T slope(T x) { return slope(x, Act::template tail_slope<P>(clamped_for_slope(x))); }
 
   static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
-    const auto both = Form::template tail_and_slope<P>(clamped_for_slope(x));
+    const auto both = Act::template tail_and_slope<P>(clamped_for_slope(x));
     return {value(x, both.tail), slope(x, both.slope)};
   }
 
  private:
-  static GELU_EXT_FN T clamped(T x) { return clamped_magnitude(x, Form::template limit<P>); }
+  static GELU_EXT_FN T clamped(T x) { return clamped_magnitude(x, Act::template limit<P>); }
 
-  // Packs do without max0(x) in the slope, so theirs keeps a NaN.
+  // For the slope, packs do without max0(x), so their clamp has to keep a NaN.
   static GELU_EXT_FN T clamped_for_slope(T x) {
     if constexpr (std::is_arithmetic_v<T>) {
       return clamped(x);
     } else {
-      return clamped_magnitude_or_nan(x, Form::template limit<P>);
+      return clamped_magnitude_or_nan(x, Act::template limit<P>);
     }
   }
 

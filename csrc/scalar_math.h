@@ -26,9 +26,9 @@
 
 namespace gelu_ext {
 
-// How exact a result has to be, chosen by the storage type: `type` is what the arithmetic is done in, one `scalar` or
-// a pack of them.
-struct HalfPrecision {  // for float16 and bfloat16 results: relative error about 1e-6
+// How exact a result has to be, chosen by the type that stores it. `type` is what the arithmetic is done in: one
+// `scalar`, or a pack of them.
+struct LowPrecision {  // for float16 and bfloat16 results: relative error about 1e-6
   using scalar = float;
   using type = float;
 };
@@ -118,19 +118,19 @@ GELU_EXT_FN float fused(float a, float b, float c) {
 }
 GELU_EXT_FN double fused(double a, double b, double c) { return std::fma(a, b, c); }
 
-// a * b, which may be subnormal without costing more.
+// a * b. Packs have a product of their own that is as fast where the result is subnormal.
 template <class T>
 GELU_EXT_FN T product(T a, T b) {
   return a * b;
 }
 
-// A product whose multiplication is left to the caller, to be fused with the addition that follows.
+// a * b, not multiplied yet: the caller fuses the multiplication with the addition that follows.
 template <class T>
 struct Product {
   T a, b;
 
   GELU_EXT_FN T value() const { return product(a, b); }
-  GELU_EXT_FN Product half() const { return {a, T(0.5f) * b}; }
+  GELU_EXT_FN Product halved() const { return {a, T(0.5f) * b}; }
   GELU_EXT_FN T plus(T c) const { return mul_add(a, b, c); }
   GELU_EXT_FN T subtracted_from(T c) const { return mul_add(-a, b, c); }
 };
@@ -212,60 +212,70 @@ GELU_EXT_FN T quotient(T a, T b, T b_lo, T q) {
   return mul_add(mul_add(-b_lo, rough, fused(-b, rough, a)), q, rough);
 }
 
-// Into how many pieces arithmetic in T can divide what it computes, each with numbers of its own looked up in a
-// register; 0: it cannot.
+// How many numbers an instruction can look up in one register of T: so many pieces an interval is divided into, each
+// with coefficients of its own. 0: T has no such instruction.
 template <class T, class = void>
 inline constexpr int kPieces = 0;
 template <class T>
 inline constexpr int kPieces<T, std::void_t<decltype(T::kPieces)>> = T::kPieces;
 
-// x + kShift is kShift + n, n the integer nearest to x; with kShift / steps it is the nearest multiple of 1/steps.
-inline constexpr float kShift = 0x1.8p23f;
+// x + kShift rounds x to the nearest integer n and has it in its low bits; x + kUnitShift<N> rounds to the nearest
+// multiple of 1/N (of 1 for N = 0, where nothing is looked up) and counts in those.
 constexpr int steps_of(int pieces) { return pieces == 0 ? 1 : pieces; }
+inline constexpr float kShift = 0x1.8p23f;
+template <int Pieces>
+inline constexpr float kUnitShift = kShift / steps_of(Pieces);
 
-// x 2^n in factors of which the last rounds: up to there all stays normal.
-inline constexpr int kLowestPower = -160;         // 0 below: a factor up to 2^10 still makes the right subnormals
-inline constexpr float kPowerUnscale = 0x1p-33f;  // 2^(kLowestPower + 127)
+// 2^n is computed "scaled", as 2^(n + 33), and multiplied by 2^-33 last of all. So every factor but the last is a
+// normal number, also where the result is subnormal, and the result is rounded once.
+inline constexpr int kScale = 33;
+inline constexpr float kUnscale = 0x1p-33f;
+// 2^n is taken for 0 from here down. That rounds right for factors up to 2^10: 2^-150 is half the smallest float.
+inline constexpr int kLowestPower = -127 - kScale;
+// Where 2^-y is 0 in the arithmetic of P, or so small that a product of it with a factor up to 2^10 is: 2 more than
+// kLowestPower, as n is y rounded; the library's exp() is 0 below 2^-1075.
+template <class P>
+inline constexpr double kVanishing = is_double<P> ? 1080 : 2 - kLowestPower;
 
 GELU_EXT_FN Product<float> times_power_of_2(float x, float shifted_n) {
   const int32_t power = static_cast<int32_t>(to_bits(shifted_n)) - static_cast<int32_t>(to_bits(kShift));
   const int32_t bounded = power > kLowestPower ? power : kLowestPower;
-  return {x * from_bits(static_cast<uint32_t>(bounded - kLowestPower) << 23), kPowerUnscale};
+  return {x * from_bits(static_cast<uint32_t>(bounded - kLowestPower) << 23), kUnscale};
 }
 
-// x 2^n / kPowerUnscale, so far
+// x 2^n, scaled
 GELU_EXT_FN float scaled_power_of_2(float x, float shifted_n) { return times_power_of_2(x, shifted_n).a; }
 
-// x = n + r, n the nearest integer, or multiple of 1/kPieces.
+// x = n + r, where n is the nearest integer, or the nearest multiple of 1/kPieces where 2^n is looked up.
 template <class P>
 struct SplitExponent {
   using T = typename P::type;
-  static constexpr float kUnitShift = kShift / steps_of(kPieces<T>);
+  static constexpr float kUnit = kUnitShift<kPieces<T>>;
 
-  T shifted_n;  // n + kUnitShift, which has n in its low bits
+  T shifted_n;  // n + kUnit
   T r;
 
-  // x = (a + a_lo) b; a b is not rounded
-  GELU_EXT_FN SplitExponent(T a, T b, T a_lo = 0.0f) : shifted_n(mul_add(a, b, T(kUnitShift))) {
-    const T n = shifted_n - kUnitShift;
+  // x = (a + a_lo) b, where a b is not rounded. LowPrecision needs no a_lo and leaves it out.
+  GELU_EXT_FN SplitExponent(T a, T b, T a_lo = 0.0f) : shifted_n(mul_add(a, b, T(kUnit))) {
+    const T n = shifted_n - kUnit;
     if constexpr (is_single<P>) {
       r = mul_add(a_lo, b, fused(a, b, -n));
     } else {
       r = mul_add(a, b, -n);
     }
   }
-  explicit GELU_EXT_FN SplitExponent(T x) : shifted_n(x + kUnitShift), r(x - (shifted_n - kUnitShift)) {}
+  explicit GELU_EXT_FN SplitExponent(T x) : shifted_n(x + kUnit), r(x - (shifted_n - kUnit)) {}
 };
 
-// 2^x for -2^17 < x <= 0, |a_lo b| << 1. It is kept in factors of which the last rounds, so that products with it are
-// rounded once, also where they are subnormal, and fused with what is added to them.
+// 2^x for -2^17 < x <= 0, |a_lo b| << 1. It is not multiplied out: times(factor) is a product whose last multiplication
+// is fused with what is added to it, so that it is rounded once, also where it is subnormal.
 template <class P, int Pieces = kPieces<typename P::type>>
 struct Exp2;
 
 #if defined(GELU_EXT_DEVICE_ARITHMETIC)
-// The root of it, for the device's unit makes no results below 1.2e-38.
+// On the device, 2^x = (2^(x/2))^2: its unit makes no results below 2^-126 = 1.2e-38.
 template <>
-struct Exp2<HalfPrecision> {
+struct Exp2<LowPrecision, 0> {
   float root;
 
   GELU_EXT_FN Exp2(float a, float b) : root(special_exp2(a * (0.5f * b))) {}
@@ -275,13 +285,13 @@ struct Exp2<HalfPrecision> {
 };
 #endif
 
-// (1 + excess) 2^n
+// One number, or a register without lookup: 2^x = (1 + excess) 2^n.
 template <class P>
 struct Exp2<P, 0> {
   using T = typename P::type;
 
   T shifted_n;
-  T excess;  // 2^r - 1
+  T excess;  // 2^r - 1, so exact that 1 + excess would lose bits
 
   GELU_EXT_FN Exp2(T a, T b, T a_lo = 0.0f) : Exp2(SplitExponent<P>(a, b, a_lo)) {}
   explicit GELU_EXT_FN Exp2(T x) : Exp2(SplitExponent<P>(x)) {}
@@ -292,17 +302,20 @@ struct Exp2<P, 0> {
   GELU_EXT_FN T scaled() const { return scaled_power_of_2(1 + excess, shifted_n); }
 
  private:
-  // (2^r - 1)/r
+  // (2^r - 1)/r for |r| <= 1/2. Errors, here and below, are relative to the result that it goes into.
   static GELU_EXT_FN T excess_over(T r) {
     if constexpr (is_single<P>) {
+      // degree 5 in r on [-0.5, 0.5], error 3.0e-09
       return horner(r, 0x1.416b5ep-13f, 0x1.5f082ep-10f, 0x1.3b2dep-7f, 0x1.c6af7cp-5f, 0x1.ebfbdcp-3f, 0x1.62e43p-1f);
     } else {
+      // degree 4 in r on [-0.5, 0.5], error 9.3e-08
       return horner(r, 0x1.5bda9p-10f, 0x1.3ce8b2p-7f, 0x1.c6b6d8p-5f, 0x1.ebf9c2p-3f, 0x1.62e42ap-1f);
     }
   }
 };
 
-// significand 2^floor(n). 2^(n - floor(n)) is looked up, so that r is small and little is left to compute.
+// A register with lookup: 2^x = significand 2^floor(n). 2^(n - floor(n)) is looked up; |r| <= 1/(2 Pieces) is so small
+// that a polynomial of degree 2 to 4 does the rest.
 template <class P, int Pieces>
 struct Exp2 {
   using T = typename P::type;
@@ -320,7 +333,7 @@ struct Exp2 {
       const T excess = mul_add(x.r, horner(x.r, Table::single), look_up(Table::power_errors, fraction));
       significand = mul_add(power, excess, power);
     } else {
-      significand = mul_add(power * x.r, horner(x.r, Table::half), power);
+      significand = mul_add(power * x.r, horner(x.r, Table::low), power);
     }
   }
 
@@ -330,27 +343,26 @@ struct Exp2 {
 };
 
 template <>
-struct Exp2<DoublePrecision> {
+struct Exp2<DoublePrecision, 0> {
   double value;
 
   GELU_EXT_FN Product<double> times(double factor) const { return {factor, value}; }
   GELU_EXT_FN Product<double> whole() const { return {1, value}; }
 };
 
-// 2^(a b) 2^33, which is normal for all that 16-bit results can be: a single factor of products whose other one is
-// times 2^-33. As exact as Exp2 in the tail, but off by up to 1.3e-6 near 1.
+// 2^(a b), scaled: one number, normal wherever a 16-bit result is not 0. What it is multiplied by has to carry 2^-33.
+// As exact as Exp2 in the tail, but off by up to 1.3e-6 near 1 on the device, where a b + 33 is rounded.
 template <class P>
 GELU_EXT_FN typename P::type scaled_exp2(typename P::type a, typename P::type b) {
-  static_assert(kPowerUnscale == 0x1p-33f, "the scale is the same on the host and the device");
 #if defined(GELU_EXT_DEVICE_ARITHMETIC)
-  return special_exp2(mul_add(a, b, 33.0f));
+  return special_exp2(mul_add(a, b, static_cast<float>(kScale)));
 #else
   return Exp2<P>(a, b).scaled();
 #endif
 }
 
-// The polynomial of the piece that t lies in, or the rest of one after its higher coefficients. Rows of the table:
-// coefficients, highest degree first.
+// The polynomial of the piece that t lies in. The table has a column for each piece and a row for each power of t, the
+// highest first. Given `sum`, the value so far of a polynomial's higher powers, it continues with the table's rows.
 template <class T, int Rows, int Pieces, class Piece>
 GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t, Piece piece, T sum) {
   for (const auto& row : table) sum = mul_add(sum, t, look_up(row, piece));
@@ -362,7 +374,7 @@ GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], T t, Piece piece) {
   for (int row = 1; row < Rows; ++row) sum = mul_add(sum, t, look_up(table[row], piece));
   return sum;
 }
-// The same in the distance from the piece's centre.
+// The same for polynomials in the distance of t from its piece's centre.
 template <class T, int Rows, int Pieces>
 GELU_EXT_FN T piecewise(const float (&table)[Rows][Pieces], const float (&centres)[Pieces], T t) {
   const auto piece = piece_of(t);

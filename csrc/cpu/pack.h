@@ -15,13 +15,13 @@ constexpr int kRegisterBytes = 16;
 #endif
 constexpr int kRegisterSize = kRegisterBytes / sizeof(float);
 
-// In how many numbers of a register an instruction can look one up: the pieces of scalar_math.h.
+// kPieces of scalar_math.h: AVX2 and AVX-512 look one of a register's numbers up in an instruction.
 #if defined(GELU_EXT_HAS_AVX2)
 constexpr int kRegisterPieces = kRegisterSize;
 #else
 constexpr int kRegisterPieces = 0;
 #endif
-constexpr float kUnitShift = kShift / steps_of(kRegisterPieces);
+constexpr float kUnit = kUnitShift<kRegisterPieces>;
 
 typedef float Floats __attribute__((vector_size(kRegisterBytes)));
 typedef uint32_t Bits __attribute__((vector_size(kRegisterBytes)));
@@ -138,16 +138,15 @@ GELU_EXT_FN Floats reciprocal(Floats x) {
 }
 
 #if defined(GELU_EXT_HAS_AVX512)
-// The instruction ignores the fraction of n, and makes subnormals and zeros too.
-GELU_EXT_FN Floats times_power_of_2(Floats x, Floats shifted_n) { return _mm512_scalef_ps(x, shifted_n - kUnitShift); }
+// The instruction takes floor(n) and rounds to subnormals and zeros by itself.
+GELU_EXT_FN Floats times_power_of_2(Floats x, Floats shifted_n) { return _mm512_scalef_ps(x, shifted_n - kUnit); }
 GELU_EXT_FN Floats scaled_power_of_2(Floats x, Floats shifted_n) {
-  return _mm512_scalef_ps(x, shifted_n - (kUnitShift - 33.0f));
+  return _mm512_scalef_ps(x, shifted_n - (kUnit - kScale));
 }
 #else
 GELU_EXT_FN Floats scaled_power_of_2(Floats x, Floats shifted_n) {
   constexpr int kSteps = steps_of(kRegisterPieces);
-  const Ints steps =
-      reinterpret_cast<Ints>(shifted_n) - (static_cast<int32_t>(to_bits(kUnitShift)) + kSteps * kLowestPower);
+  const Ints steps = reinterpret_cast<Ints>(shifted_n) - (static_cast<int32_t>(to_bits(kUnit)) + kSteps * kLowestPower);
 #if defined(GELU_EXT_HAS_AVX2)
   const Bits bounded =
       reinterpret_cast<Bits>(_mm256_max_epi32(reinterpret_cast<__m256i>(steps), _mm256_setzero_si256()));
@@ -158,7 +157,8 @@ GELU_EXT_FN Floats scaled_power_of_2(Floats x, Floats shifted_n) {
 }
 #endif
 
-// Polynomials by pieces: as many as a register has places for coefficients, equally many between 1 and 2, 2 and 4, ...
+// The piece of [0, 15) that t lies in, of as many as a register has numbers: the low bits of the exponent of t + 1 and
+// the high bits of its fraction, so that equally many pieces lie between t + 1 = 1 and 2, 2 and 4, 4 and 8, 8 and 16.
 #if defined(GELU_EXT_HAS_AVX512)
 GELU_EXT_FN Bits piece_of(Floats t) { return to_bits(t + 1.0f) >> 21; }
 GELU_EXT_FN Floats look_up(const float (&row)[16], Bits piece) {
@@ -177,7 +177,7 @@ template <int N, class = std::make_integer_sequence<int, N>>
 struct Pack;
 
 #if defined(GELU_EXT_HAS_AVX512)
-// x 2^n, as a Product would be used, but by the instruction that scales.
+// x 2^n, not multiplied yet: what Product is elsewhere, by the instruction that scales.
 template <class T>
 struct Scaled {
   T x, shifted_n;
@@ -188,7 +188,8 @@ struct Scaled {
 };
 #endif
 
-// No loops: the compiler keeps in registers only what it sees one by one from the beginning.
+// Written without loops: the compiler keeps an array in registers only if it sees its elements one by one from the
+// start.
 template <int N, int... I>
 struct Pack<N, std::integer_sequence<int, I...>> {
   static constexpr int kSize = N * kRegisterSize;
@@ -238,7 +239,7 @@ struct Pack<N, std::integer_sequence<int, I...>> {
   friend GELU_EXT_FN Scaled<Pack> times_power_of_2(Pack x, Pack shifted_n) { return {x, shifted_n}; }
 #else
   friend GELU_EXT_FN Product<Pack> times_power_of_2(Pack x, Pack shifted_n) {
-    return {scaled_power_of_2(x, shifted_n), kPowerUnscale};
+    return {scaled_power_of_2(x, shifted_n), kUnscale};
   }
 #endif
 
@@ -267,17 +268,17 @@ struct InPacks : P {
 template <class P, int N>
 using Packed = std::conditional_t<is_double<P>, P, InPacks<P, N>>;
 
-// Of how many registers the row loops' packs are: the more, the better do they overlap, until too much has to be kept
-// in memory. Measured.
+// How many registers make up a pack of the row loops. More of them overlap better, until what they compute no longer
+// fits into the processor's registers and goes through memory. These are the fastest by measurement.
 #if defined(GELU_EXT_HAS_AVX512)
-template <class Form, class P>
-constexpr int kWidth = !std::is_same_v<Form, GeluErf> ? 5
-                       : is_single<P>                 ? 4
-                                                      : 8;
+template <class Act, class P>
+constexpr int kWidth = !std::is_same_v<Act, Gelu> ? 5
+                       : is_single<P>             ? 4
+                                                  : 8;
 #elif defined(GELU_EXT_HAS_AVX2)
-template <class Form, class P>
+template <class Act, class P>
 constexpr int kWidth = 4;
 #else
-template <class Form, class P>
+template <class Act, class P>
 constexpr int kWidth = 8;
 #endif

@@ -27,8 +27,7 @@ struct StorageOf<DType::bfloat16> {
   using type = BFloat16;
 };
 
-// --- conversions in integer arithmetic, for one number (F = float, U = uint32_t) or a register of them
-// -----------------
+// --- conversions in integer arithmetic, of one number (F is float, U is uint32_t) or of a register of them -----------
 
 template <class F, class U>
 GELU_EXT_FN U bfloat16_from(F x) {
@@ -42,7 +41,7 @@ template <class F, class U>
 GELU_EXT_FN F float_from_half(U half) {
   const U rest = half & 0x7fffu, sign = (half & 0x8000u) << 16;
   const U normal = (rest << 13) + (112u << 23);
-  const U subnormal = to_bits(from_bits(rest + to_bits(0.5f)) - 0.5f);  // no float subnormal: nothing to flush
+  const U subnormal = to_bits(from_bits(rest + to_bits(0.5f)) - 0.5f);  // a normal float: none that could be flushed
   const U finite = rest < 0x400u ? subnormal : normal;
   const U all = rest < 0x7c00u ? finite : 0x7f800000u | (rest << 13);
   return from_bits(sign | all);
@@ -72,7 +71,7 @@ GELU_EXT_FN Half narrow_one(float x, Half) { return {static_cast<uint16_t>(half_
 
 inline double narrow_double(double x, double) { return x; }
 inline float narrow_double(double x, float) { return static_cast<float>(x); }
-// By way of float, forced to an odd significand where it is inexact, so that the second rounding cannot err.
+// By way of float. Where that is inexact its last bit is set, so that the second rounding sees no false tie.
 template <class S>
 S narrow_double(double x, S storage) {
   const float nearest = static_cast<float>(x);
@@ -119,8 +118,8 @@ GELU_EXT_FN Floats load_floats(const Half* src) {
 #endif
 }
 
-// the low halves
-GELU_EXT_FN Shorts low_shorts(Bits x) {
+// The lower 16 bits of each.
+GELU_EXT_FN Shorts narrowed(Bits x) {
 #if defined(GELU_EXT_HAS_AVX512)
   return reinterpret_cast<Shorts>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
 #elif defined(GELU_EXT_HAS_AVX2)
@@ -133,7 +132,7 @@ GELU_EXT_FN Shorts low_shorts(Bits x) {
 
 GELU_EXT_FN void store_floats(float* dst, Floats x) { store_register(dst, x); }
 GELU_EXT_FN void store_floats(BFloat16* dst, Floats x) {
-  store_register(dst, low_shorts(bfloat16_from<Floats, Bits>(x)));
+  store_register(dst, narrowed(bfloat16_from<Floats, Bits>(x)));
 }
 GELU_EXT_FN void store_floats(Half* dst, Floats x) {
 #if defined(GELU_EXT_HAS_AVX512)
@@ -141,7 +140,7 @@ GELU_EXT_FN void store_floats(Half* dst, Floats x) {
 #elif defined(GELU_EXT_HAS_AVX2)
   store_register(dst, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 #else
-  store_register(dst, low_shorts(half_from<Floats, Bits>(x)));
+  store_register(dst, narrowed(half_from<Floats, Bits>(x)));
 #endif
 }
 
@@ -152,7 +151,7 @@ inline constexpr int size_of_pack = T::kSize;
 template <>
 inline constexpr int size_of_pack<double> = 1;
 
-// How many elements of a pack there are: all, known to the compiler, or fewer.
+// As the number of elements to load or store: all of a pack, which the compiler then knows. Otherwise it is an int.
 template <class T>
 using Whole = std::integral_constant<int, size_of_pack<T>>;
 
@@ -164,7 +163,8 @@ GELU_EXT_FN T load(const S* src, Whole<T>) {
     return T::generate([&](int i) __attribute__((always_inline)) { return load_floats(src + i * kRegisterSize); });
   }
 }
-// The first n < Size elements to or from whole registers. A call of memcpy would take as long as several packs.
+// The first n < Size elements, on their way from or to whole registers. A call of memcpy would take as long as several
+// packs do.
 template <class S, int Size>
 struct Buffer {
 #if defined(GELU_EXT_HAS_AVX512)
@@ -229,9 +229,10 @@ GELU_EXT_FN T load(const S* src, int n) {  // the others are zeros
 }
 
 #if defined(GELU_EXT_HAS_AVX2)
-// Two registers to bfloat16 in arithmetic of 16 bits: the high halves, plus one where the low halves say so. No NaNs.
+// Two registers to bfloat16, as 16-bit integers: the upper 16 bits of each float, plus 1 where the lower 16 bits round
+// it up. Wrong for a NaN.
 GELU_EXT_FN void store_pair(BFloat16* dst, Floats a, Floats b) {
-  // round up if low + (high & 1) > 0x8000
+  // Round up if low + (high & 1) > 0x8000: to nearest, ties to even.
 #if defined(GELU_EXT_HAS_AVX512)
   alignas(64) static constexpr uint16_t kLow[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30,
                                                     32, 34, 36, 38, 40, 42, 44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
@@ -243,8 +244,8 @@ GELU_EXT_FN void store_pair(BFloat16* dst, Floats a, Floats b) {
   const __mmask32 up = _mm512_cmpgt_epu16_mask(excess, _mm512_set1_epi16(-0x8000));
   store_register(dst, _mm512_mask_add_epi16(high, up, high, one));
 #else
-  const __m256i x = _mm256_castps_si256(a), y = _mm256_castps_si256(b), halves = _mm256_set1_epi32(0xffff);
-  const __m256i low = _mm256_packus_epi32(_mm256_and_si256(x, halves), _mm256_and_si256(y, halves));
+  const __m256i x = _mm256_castps_si256(a), y = _mm256_castps_si256(b), lower = _mm256_set1_epi32(0xffff);
+  const __m256i low = _mm256_packus_epi32(_mm256_and_si256(x, lower), _mm256_and_si256(y, lower));
   const __m256i high = _mm256_packus_epi32(_mm256_srli_epi32(x, 16), _mm256_srli_epi32(y, 16));
   const __m256i excess = _mm256_adds_epu16(low, _mm256_and_si256(high, _mm256_set1_epi16(1)));
   const __m256i up = _mm256_cmpeq_epi16(_mm256_max_epu16(excess, _mm256_set1_epi16(-0x7fff)), excess);
@@ -269,7 +270,7 @@ GELU_EXT_FN bool any_nan(const T& x) {
 #endif
 
 #if defined(GELU_EXT_HAS_AVX512_BF16)
-// What the instruction takes for zeros.
+// The instruction that converts to bfloat16 takes subnormal numbers for zeros.
 template <class T>
 GELU_EXT_FN bool any_subnormal(const T& x) {
   constexpr int kSubnormal = 0x20;
@@ -279,7 +280,7 @@ GELU_EXT_FN bool any_subnormal(const T& x) {
 }
 #endif
 
-// True if it has stored the pack by a way that is faster, but not for every number.
+// Stores the pack by a faster way that is not right for every number, and returns true, if it is right for these.
 template <class T>
 GELU_EXT_FN bool store_fast([[maybe_unused]] BFloat16* dst, [[maybe_unused]] const T& x) {
 #if defined(GELU_EXT_HAS_AVX512_BF16)

@@ -1,10 +1,11 @@
 """Reproduces every fitted number of csrc, in the syntax in which it stands there.
 
     python csrc/fit/fit.py            prints each line of activations.h and scalar_math.h with the errors of its fit
-    python csrc/fit/fit.py --check    also fails unless the headers carry exactly these lines
+    python csrc/fit/fit.py --check    also fails unless the headers carry exactly these lines and say these errors
     python csrc/fit/fit.py --write    also writes csrc/pieces.h
 
-Errors are relative, in what the polynomial is multiplied into. Needs mpmath and numpy.
+Errors are relative to the result that the polynomial goes into. Of the two kinds of arithmetic in float32, "single" is
+for float32 results, "low" for float16 and bfloat16 results. Needs mpmath and numpy.
 """
 
 import re
@@ -20,7 +21,7 @@ CSRC = Path(__file__).parents[1]
 HEADERS = [CSRC / name for name in ("activations.h", "scalar_math.h")]
 PIECES = CSRC / "pieces.h"
 
-# Where t is clamped: exp(-t^2/2) is 2^-160 there, and float32 results have long been zero.
+# Where t is clamped in float32: exp(-t^2/2) is 2^-160 there, and the results have long been zero.
 LIMIT = 14.9
 
 
@@ -43,7 +44,7 @@ def gauss_free(f: Function) -> Function:
 
 
 def gauss_free_single(f: Function) -> Function:
-    """What float32 results divide by is what they will be multiplied by."""
+    """f without the factor that the kernels will multiply by, which is 2^(GAUSS t^2) and not quite exp(-t^2/2)."""
     return lambda t: f(t) * mp.mpf(2) ** (-GAUSS * t * t)
 
 
@@ -63,7 +64,7 @@ def single_weight(result: mp.mpf) -> mp.mpf:
     return max(mp.mpf(2) ** -15, min(mp.mpf(1), abs(result) * mp.mpf(2) ** 130))
 
 
-def half_weight(result: mp.mpf) -> mp.mpf:
+def low_weight(result: mp.mpf) -> mp.mpf:
     """Full accuracy for normal float16 results; for smaller ones, which only bfloat16 has, 3.5 times less will do."""
     return max(single_weight(result) / mp.mpf(3.5), min(mp.mpf(1), abs(result) * 2**14))
 
@@ -85,24 +86,24 @@ def log2_upper_tail_fit() -> Fit:
     """log2(Phi(-t))/2"""
     return fit(
         lambda t: mp.log(upper_tail(t), 2) / 2,
-        lambda t: 2 * mp.log(2) * half_weight(upper_tail(t)),
+        lambda t: 2 * mp.log(2) * low_weight(upper_tail(t)),
         (0, LIMIT),
         degree=9,
     )
 
 
 def single_fits() -> tuple[Fit, Fit]:
-    """M and G in w = t/(1 + t/2): t Phi(-t) = exp(-t^2/2) w (1/2 + M)/2."""
+    """R and G in w = t/(1 + t/2), where t Phi(-t) = exp(-t^2/2) w (1/2 + R(w))/2."""
 
     def t_of(w: mp.mpf) -> mp.mpf:
         return w / (1 - w / 2)
 
-    def m(w: mp.mpf) -> mp.mpf:
+    def r(w: mp.mpf) -> mp.mpf:
         return (2 + t_of(w)) * gauss_free_single(upper_tail)(t_of(w)) - mp.mpf(1) / 2
 
     interval = (0, LIMIT / (1 + LIMIT / 2))
     return (
-        fit(m, lambda w: single_weight(upper_tail(t_of(w))) / (m(w) + mp.mpf(1) / 2), interval, 11, constant=0.5),
+        fit(r, lambda w: single_weight(upper_tail(t_of(w))) / (r(w) + mp.mpf(1) / 2), interval, 11, constant=0.5),
         fit(
             lambda w: slope_over_root_single(t_of(w)),
             lambda w: single_weight(slope_size(t_of(w))) / slope_over_root_single(t_of(w)),
@@ -112,32 +113,42 @@ def single_fits() -> tuple[Fit, Fit]:
     )
 
 
-HALF_SHIFT = 2.9375  # where a quintic happens to fit G well
-HALF_UNIT = mp.mpf(2) ** -33  # what undoes scaled_exp2()'s scale
+RECIPROCAL_SHIFT = 2.9375  # where a quintic happens to fit G well
+UNSCALE = mp.mpf(2) ** -33  # kUnscale of scalar_math.h
 
 
-def half_slope(t: mp.mpf) -> mp.mpf:
-    return slope_over_root(t) * HALF_UNIT
+def scaled_slope(t: mp.mpf) -> mp.mpf:
+    return slope_over_root(t) * UNSCALE
 
 
-def half_slope_weight(t: mp.mpf) -> mp.mpf:
+def scaled_slope_weight(t: mp.mpf) -> mp.mpf:
     """For the slope and for Phi(-t) = tail_slope(t) + t phi(t)."""
     cancellation = abs(tail_slope(t)) / upper_tail(t)
-    return max(half_weight(slope_size(t)), half_weight(upper_tail(t)) * cancellation) / half_slope(t)
+    return max(low_weight(slope_size(t)), low_weight(upper_tail(t)) * cancellation) / scaled_slope(t)
 
 
-def half_fit() -> Fit:
-    """HALF_UNIT G in q = 1/(t + HALF_SHIFT)"""
+def slope_low_fit() -> Fit:
+    """2^-33 G in q = 1/(t + RECIPROCAL_SHIFT)"""
     return fit(
-        lambda q: half_slope(1 / q - HALF_SHIFT),
-        lambda q: half_slope_weight(1 / q - HALF_SHIFT),
-        (1 / (LIMIT + HALF_SHIFT), 1 / HALF_SHIFT),
+        lambda q: scaled_slope(1 / q - RECIPROCAL_SHIFT),
+        lambda q: scaled_slope_weight(1 / q - RECIPROCAL_SHIFT),
+        (1 / (LIMIT + RECIPROCAL_SHIFT), 1 / RECIPROCAL_SHIFT),
         degree=5,
     )
 
 
+MEANINGS = {
+    "tail": "t M(t)",
+    "slope": "M(t) - t phi(0)",
+    "mills": "M(t), its two lowest powers apart from the others",
+    "log2_upper_tail": "log2(Phi(-t))",
+    "slope_low": "2^-33 G(t)",
+    "slope_line": "M(t) - t phi(0), its two lowest powers; the others are mills_curve",
+}
+
+
 def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
-    """What the exact form looks up, degrees for 16 and for 8 pieces."""
+    """What Gelu looks up. The degrees are those for 16 and for 8 pieces."""
 
     def log2_upper_tail(t: mp.mpf) -> mp.mpf:
         return mp.log(upper_tail(t), 2)
@@ -145,7 +156,7 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
     def mills(t: mp.mpf) -> mp.mpf:
         return gauss_free_single(upper_tail)(t)
 
-    # What exp(-t^2/2) is multiplied by in the slope is M but for a line, -t phi(0).
+    # S(t) exp(t^2/2) = M(t) - t phi(0): but for that line the same as M.
     slope = gauss_free_single(tail_slope)
 
     def tail(t: mp.mpf) -> mp.mpf:
@@ -163,10 +174,10 @@ def piecewise_fits(count: int) -> dict[str, PiecewiseFit]:
         "mills": (mills, mills_weight, {16: 6, 8: 8}),
         "log2_upper_tail": (
             log2_upper_tail,
-            lambda t: mp.log(2) * half_weight(upper_tail(t)),
+            lambda t: mp.log(2) * low_weight(upper_tail(t)),
             {16: 3, 8: 4},
         ),
-        "slope_half": (half_slope, half_slope_weight, {16: 4, 8: 5}),
+        "slope_low": (scaled_slope, scaled_slope_weight, {16: 4, 8: 5}),
     }
     exact = {"tail": (tail,), "slope": (slope,), "mills": (mills, slope)}
     fits = {
@@ -192,51 +203,62 @@ def c_horner(variable: str, result: Fit) -> str:
 
 def constants() -> dict[str, str]:
     root_high = to_float32(ROOT)
-    half_root = mp.sqrt(mp.mpf(1) / 2)
-    density = to_float32(mp.npdf(0) * HALF_UNIT)
+    sqrt_one_half = mp.sqrt(mp.mpf(1) / 2)
+    density = to_float32(mp.npdf(0) * UNSCALE)
     return {
-        "limit of t": f": {LIMIT};",
+        "limit of t": f"is_single<P> ? {LIMIT} :",
         "log2 e": f"kLog2E = {c_hex(1 / mp.log(2))};",
-        "sqrt(8/pi)": f"kLinear = {c_hex(mp.sqrt(8 / mp.pi))};",
+        "sqrt(8/pi)": f"kLinear = {c_hex(mp.sqrt(8 / mp.pi))},",
         "1/sqrt(2 pi)": f"return {c_hex(1 / mp.sqrt(2 * mp.pi))} *",
-        "sqrt(1/2)": f"kHigh = {c_hex(half_root)}, kLow = {c_hex(half_root - float(half_root))};",
-        "root of the slope": f"kHigh = {c_hex(root_high, 'f')}, kLow = {c_hex(to_float32(ROOT - root_high), 'f')};",
-        "shift of q, phi(0)": f"kHalfShift = {c_hex(HALF_SHIFT, 'f')}, kDensity = {c_hex(density, 'f')};",
+        "sqrt(1/2)": f"c_hi = {c_hex(sqrt_one_half)}, c_lo = {c_hex(sqrt_one_half - float(sqrt_one_half))};",
+        "root of the slope": f"t0_hi = {c_hex(root_high, 'f')}, t0_lo = {c_hex(to_float32(ROOT - root_high), 'f')};",
+        "shift of q": f"kReciprocalShift = {c_hex(RECIPROCAL_SHIFT, 'f')},",
+        "phi(0)": f"kScaledDensity = {c_hex(density, 'f')};",
     }
 
 
 def polynomials() -> dict[str, tuple[str, Fit]]:
-    mills_single, slope_single = single_fits()
+    rest_single, slope_single = single_fits()
     return {
         "2^r, single": ("r", exp2_fit(6)),
-        "2^r, half": ("r", exp2_fit(5)),
-        "M, single": ("w", mills_single),
+        "2^r, low": ("r", exp2_fit(5)),
+        "R, single": ("w", rest_single),
         "G, single": ("w", slope_single),
-        "log2 Phi(-t) / 2, half": ("t", log2_upper_tail_fit()),
-        "G, half": ("q", half_fit()),
+        "log2 Phi(-t) / 2, low": ("t", log2_upper_tail_fit()),
+        "G, low": ("q", slope_low_fit()),
     }
 
 
-def exp2_table(count: int, half_degree: int, single_degree: int) -> list[str]:
+def described(variable: str, result: Fit) -> str:
+    """What a comment beside the polynomial has to say."""
+    low, high = result.interval
+    degree = len(result.coefficients) - 1
+    return f"degree {degree} in {variable} on [{low:.3g}, {high:.3g}], error {result.rounded:.1e}"
+
+
+def exp2_table(count: int, low_degree: int, single_degree: int) -> list[str]:
     """2^(i / count) in two parts, and (2^r - 1)/r."""
     roots = [mp.mpf(2) ** (mp.mpf(i) / count) for i in range(count)]
     powers = [to_float32(root) for root in roots]
     errors = [to_float32(root / power - 1) for root, power in zip(roots, powers, strict=True)]
     lines = ["", "template <>", f"struct Exp2Pieces<{count}> {{"]
     for name, row in (("powers", powers), ("power_errors", errors)):
+        what = "2^(i/%d)" if name == "powers" else "(2^(i/%d) - powers[i])/powers[i]"
+        lines.append(f"  // {what % count}")
         lines.append(f"  alignas(64) static constexpr float {name}[{count}] = {c_row(row)};")
-    for name, degree in (("half", half_degree), ("single", single_degree)):
+    for name, degree in (("low", low_degree), ("single", single_degree)):
         result = exp2_fit(degree, count)
         print(f"2^r, {name}, {count} pieces: minimax error {result.minimax:.1e}, rounded {result.rounded:.1e}")
+        lines.append(f"  // (2^r - 1)/r, {described('r', result)}")
         lines.append(f"  static constexpr float {name}[{degree}] = {c_row(result.coefficients)};")
     return [*lines, "};"]
 
 
 def pieces_header() -> str:
     lines = [
-        "// Written by csrc/fit/fit.py --write: what vector registers look up in one. Powers of 2, see Exp2 in",
-        "// scalar_math.h, and polynomials by pieces of [0, 15), see piecewise() there: a column for each piece.",
-        "// Coefficients stand highest degree first.",
+        "// Written by csrc/fit/fit.py --write: the numbers that are looked up in vector registers. Powers of 2, see",
+        "// Exp2 in scalar_math.h, and polynomials by pieces of [0, 15), see Gelu in activations.h: a column for each",
+        "// piece, in the order of piece_of() in cpu/pack.h, and a row for each power of t, the highest first.",
         "#pragma once",
         "// clang-format off",
         "",
@@ -245,14 +267,17 @@ def pieces_header() -> str:
         "template <int Pieces>",
         "struct Exp2Pieces;",
         "template <int Pieces>",
-        "struct GeluErfPieces;",
+        "struct GeluPieces;",
     ]
-    for count, half_degree, single_degree in ((16, 2, 3), (8, 3, 4)):
-        lines += exp2_table(count, half_degree, single_degree)
+    for count, low_degree, single_degree in ((16, 2, 3), (8, 3, 4)):
+        lines += exp2_table(count, low_degree, single_degree)
     for count in (16, 8):
-        lines += ["", "template <>", f"struct GeluErfPieces<{count}> {{"]
+        lines += ["", "template <>", f"struct GeluPieces<{count}> {{"]
         for name, result in piecewise_fits(count).items():
             print(f"{name}, {count} pieces: error {result.error:.1e}", flush=True)
+            variable = f"t - {name}_centres" if result.centres else "t"
+            degree = f", degree {len(result.rows) - 1} in {variable}" if name != "slope_line" else ""
+            lines.append(f"  // {MEANINGS[name]}{degree}, error {result.error:.1e}")
             if result.centres:
                 lines.append(f"  alignas(64) static constexpr float {name}_centres[{count}] = {c_row(result.centres)};")
             parts = {name: result.rows}
@@ -273,6 +298,7 @@ def main() -> int:
         print(f"{name}\n  {line}")
     for name, (variable, result) in polynomials().items():
         lines[name] = c_horner(variable, result)
+        lines[f"{name}, comment"] = described(variable, result)
         print(f"{name}: minimax error {result.minimax:.1e}, rounded {result.rounded:.1e}\n  {lines[name]}", flush=True)
     header = pieces_header()
     if "--write" in sys.argv[1:]:

@@ -18,6 +18,7 @@ Function = Callable[[mp.mpf], mp.mpf]
 @dataclass
 class Fit:
     coefficients: list[float]  # highest degree first, each exactly a float32
+    interval: tuple[float, float]
     minimax: float  # largest weighted error before rounding
     rounded: float  # and after
 
@@ -56,7 +57,8 @@ def _fit_rounded(x: np.ndarray, wanted: np.ndarray, weights: np.ndarray, order: 
         minimax = error if minimax is None else minimax
         rounded[power] = to_float32(coefficients[0])
         residual = residual - rounded[power] * x**power
-    return Fit([rounded[k] for k in sorted(order, reverse=True)], minimax, float(max(abs(weights * residual))))
+    coefficients = [rounded[k] for k in sorted(order, reverse=True)]
+    return Fit(coefficients, (float(x[0]), float(x[-1])), minimax, float(max(abs(weights * residual))))
 
 
 def _remez(basis: np.ndarray, f: np.ndarray, weights: np.ndarray) -> tuple[list[mp.mpf], float]:

@@ -1,6 +1,6 @@
 // How exact the activations are: their largest errors, in units in the last place of the type that stores the result,
 // against bars. Every bfloat16 and float16 input, a sample of float32 and float64; with --all also every float32 in
-// +-[2^-6, 16]. Fails by name for a form without a truth here.
+// +-[2^-6, 16].
 //
 // run_accuracy.py beside this compiles it for each arithmetic: the packs of each CPU instruction set, and with
 // GELU_EXT_MODEL_DEVICE the device's, its special-function unit being off by as much as it may.
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu/instruction_set.h"
+#include "truth.h"
 
 #if defined(GELU_EXT_HAS_AVX2)
 #include <immintrin.h>
@@ -33,45 +34,7 @@ namespace {
 
 using namespace gelu_ext;
 
-// --- truth, in float64 for results up to float32 and in long double for float64 ------------------------------------
-
-template <class R>
-ValueAndSlope<R> gate_truth(R x, R z, R z_slope) {  // x sigmoid(z)
-  const R below = 1 / (1 + std::exp(-z)), above = 1 / (1 + std::exp(z));
-  return {x * below, below * (1 + x * z_slope * above)};
-}
-
-template <class R>
-ValueAndSlope<R> none_truth(R x) {
-  const R below = std::erfc(-x / std::sqrt(R(2))) / 2, density = std::exp(-x * x / 2) / std::sqrt(2 * std::acos(R(-1)));
-  return {x * below, below + x * density};
-}
-
-template <class R>
-ValueAndSlope<R> tanh_truth(R x) {
-  const R linear = std::sqrt(8 / std::acos(R(-1))), cubic = R(44715) / 1000000;
-  return gate_truth<R>(x, linear * (x + cubic * x * x * x), linear * (1 + 3 * cubic * x * x));
-}
-
-template <class R>
-ValueAndSlope<R> sigmoid_truth(R x) {
-  return gate_truth<R>(x, R(1702) / 1000 * x, R(1702) / 1000);
-}
-
-template <class R>
-auto truth_of(const char* form) {
-  constexpr struct {
-    const char* name;
-    ValueAndSlope<R> (*truth)(R);
-  } table[] = {{"none", none_truth<R>}, {"tanh", tanh_truth<R>}, {"sigmoid", sigmoid_truth<R>}};
-  for (const auto& entry : table) {
-    if (std::strcmp(entry.name, form) == 0) return entry.truth;
-  }
-  std::fprintf(stderr, "tests/native/accuracy.cpp has no truth for the form '%s'\n", form);
-  std::exit(2);
-}
-
-// --- the types that store results, their bars and their inputs -----------------------------------------------------
+// --- the types that store results, their bars and their inputs -------------------------------------------------------
 
 // Inputs are numbered: `input` of first, first + step, ... below last.
 struct Range {
@@ -80,8 +43,9 @@ struct Range {
 
 struct Bars {
   double value, value_in_tail;  // the tail: below -4
-  double slope, slope_in_tail;  // slope: only where |slope| > 0.05 if there is a bar near the root
-  double slope_near_root;       // absolute; 0: none
+  double slope, slope_in_tail;
+  double slope_near_root;  // absolute, beyond the rounding to 16 bits; 0: none
+  double root_below;       // near the root: where |slope| is smaller
 };
 
 double bfloat16_input(uint64_t bits) { return from_bits(static_cast<uint32_t>(bits) << 16); }
@@ -111,13 +75,6 @@ struct Storage {
   std::vector<Range> ranges;
 };
 
-// One slope beside the root, where float16 is subnormal, may be rounded to the other side by the device's exp2.
-#if defined(GELU_EXT_MODEL_DEVICE)
-constexpr double kFloat16SlopeBar = 0.61;
-#else
-constexpr double kFloat16SlopeBar = 0.55;
-#endif
-
 std::vector<Storage> storages(bool all) {
   std::vector<Range> float32{{0x00000000, 0x7f800000, 499},  // some of all positive ones, and of all negative ones
                              {0x80000000, 0xff800000, 499},
@@ -129,11 +86,12 @@ std::vector<Storage> storages(bool all) {
     float32.push_back({0xbc800000, 0xc1800001, 1});
   }
   const std::vector<Range> every{{0, 65536, 1}};
-  return {{"bfloat16", 8, -126, {0.505, 0.505, 0.51, 0.51, 0}, bfloat16_input, every},
-          {"float16", 11, -14, {0.52, 0.52, kFloat16SlopeBar, kFloat16SlopeBar, 0}, float16_input, every},
-          {"float32", 24, -126, {4, 4, 5, 5, 3e-8}, float32_input, float32},
+  return {{"bfloat16", 8, -126, {0.505, 0.505, 0.51, 0.51, 0, 0}, bfloat16_input, every},
+          // Below 2^-10 a twentieth of a float16 unit is less than the error that float arithmetic makes near the root.
+          {"float16", 11, -14, {0.52, 0.52, 0.55, 0.55, 3e-8, 0x1p-10}, float16_input, every},
+          {"float32", 24, -126, {4, 4, 5, 5, 3e-8, 0.05}, float32_input, float32},
           // Relative errors of 1e-14 and 1e-13, in the tail 1e-12.
-          {"float64", 53, -1022, {45, 4500, 450, 4500, 1e-15}, float64_input, {{0, 4000000, 1}}}};
+          {"float64", 53, -1022, {45, 4500, 450, 4500, 1e-15, 0.05}, float64_input, {{0, 4000000, 1}}}};
 }
 
 double unit_in_last_place(double x, const Storage& s) {
@@ -146,7 +104,7 @@ double stored(double x, const Storage& s) {
   return std::nearbyint(x / unit) * unit;
 }
 
-// --- measuring -----------------------------------------------------------------------------------------------------
+// --- measuring -------------------------------------------------------------------------------------------------------
 
 struct Worst {
   double error = 0, at = 0;
@@ -191,9 +149,9 @@ void put(S* dst, const T& x) {
 }
 #endif
 
-template <class Form, class P, class S = typename P::scalar>
+template <class Act, class P, class S = typename P::scalar>
 __attribute__((noinline)) void evaluate(const S* x, S* value, S* slope, S* both_value, S* both_slope) {
-  using A = Activation<Form, Measured<P>>;
+  using A = Activation<Act, Measured<P>>;
   using T = typename Measured<P>::type;
   for (int i = 0; i < kBlock; i += kStep<T>) {
     const T t = get<T>(x + i);
@@ -205,21 +163,22 @@ __attribute__((noinline)) void evaluate(const S* x, S* value, S* slope, S* both_
   }
 }
 
-template <class Form, class P, class R>
-void measure_range(const Storage& s, const Range& range, ValueAndSlope<R> (*truth)(R), Report& report) {
+template <class Act, class P, class R>
+void measure_range(const Storage& s, const Range& range, Report& report) {
   using T = typename P::scalar;
   std::vector<T> x(kBlock), out[4];
   for (auto& o : out) o.resize(kBlock);
-  const bool slope_bar_everywhere = s.bars.slope_near_root == 0;
+  const auto truth_at = truth_row<R>(Act::name)->at;
+  const double rounding = s.digits < 24 ? 0.5 : 0;  // of a result to 16 bits, in units
   for (uint64_t next = range.first; next < range.last;) {
     int n = 0;
     for (; n < kBlock && next < range.last; next += range.step) {
       const double input = s.input(next);
       if (std::isfinite(input)) x[n++] = static_cast<T>(input);
     }
-    evaluate<Form, P>(x.data(), out[0].data(), out[1].data(), out[2].data(), out[3].data());
+    evaluate<Act, P>(x.data(), out[0].data(), out[1].data(), out[2].data(), out[3].data());
     for (int i = 0; i < n; ++i) {
-      const ValueAndSlope<R> wanted = truth(x[i]);
+      const Truth<R> wanted = truth_at(x[i]);
       const double value_unit = unit_in_last_place(wanted.value, s), slope_unit = unit_in_last_place(wanted.slope, s);
       for (int k : {0, 2}) {
         const double error = std::abs(static_cast<double>(stored(out[k][i], s) - wanted.value));
@@ -229,19 +188,18 @@ void measure_range(const Storage& s, const Range& range, ValueAndSlope<R> (*trut
         const double error = std::abs(static_cast<double>(stored(out[k][i], s) - wanted.slope));
         if (x[i] <= -4) {
           report[kSlopeInTail].see(error / slope_unit, x[i]);
-        } else if (slope_bar_everywhere || std::abs(wanted.slope) > 0.05) {
+        } else if (std::abs(wanted.slope) >= s.bars.root_below) {
           report[kSlope].see(error / slope_unit, x[i]);
         } else {
-          report[kSlopeNearRoot].see(error, x[i]);
+          report[kSlopeNearRoot].see(std::max(error - rounding * slope_unit, 0.0), x[i]);
         }
       }
     }
   }
 }
 
-template <class Form, class P, class R>
+template <class Act, class P, class R>
 void measure(const Storage& s, Report& report) {
-  const auto truth = truth_of<R>(Form::name);
   const unsigned threads = std::max(1u, std::thread::hardware_concurrency());
   std::vector<Report> reports(threads);
   std::vector<std::thread> workers;
@@ -250,7 +208,7 @@ void measure(const Storage& s, Report& report) {
       for (const Range& range : s.ranges) {
         const uint64_t share = (range.last - range.first) / threads / range.step * range.step;
         const uint64_t first = range.first + t * share, last = t + 1 == threads ? range.last : first + share;
-        measure_range<Form, P, R>(s, {first, last, range.step}, truth, reports[t]);
+        measure_range<Act, P, R>(s, {first, last, range.step}, reports[t]);
       }
     });
   }
@@ -264,7 +222,7 @@ void measure(const Storage& s, Report& report) {
 template <class P, class F>
 void for_each_unit_error(F&& f) {
 #if defined(GELU_EXT_MODEL_DEVICE)
-  const int exp2_ulps = std::is_same_v<P, HalfPrecision> ? 2 : 0,
+  const int exp2_ulps = std::is_same_v<P, LowPrecision> ? 2 : 0,
             reciprocal_ulps = std::is_same_v<P, DoublePrecision> ? 0 : 1;
 #else
   const int exp2_ulps = 0, reciprocal_ulps = 0;
@@ -279,13 +237,13 @@ void for_each_unit_error(F&& f) {
 
 int failures = 0;
 
-template <class Form, class P, class R>
+template <class Act, class P, class R>
 void check_errors(const Storage& s) {
   Report report;
-  for_each_unit_error<P>([&] { measure<Form, P, R>(s, report); });
+  for_each_unit_error<P>([&] { measure<Act, P, R>(s, report); });
   const double bars[] = {s.bars.value, s.bars.value_in_tail, s.bars.slope, s.bars.slope_in_tail,
                          s.bars.slope_near_root};
-  std::printf("%-8s %-9s", Form::name, s.name);
+  std::printf("%-12s %-9s", Act::name, s.name);
   for (int m = 0; m < kMeasures; ++m) {
     if (m == kSlopeNearRoot && bars[m] == 0) continue;
     const bool good = report[m].error <= bars[m];
@@ -296,22 +254,22 @@ void check_errors(const Storage& s) {
   std::printf("\n");
 }
 
-// --- special values ------------------------------------------------------------------------------------------------
+// --- special values --------------------------------------------------------------------------------------------------
 
 bool same(double a, double b) {  // also in the sign of zero; any NaN is NaN
   return (std::isnan(a) && std::isnan(b)) || (a == b && std::signbit(a) == std::signbit(b));
 }
 
-template <class Form, class P>
+template <class Act, class P>
 void check_special_values(const Storage& s) {
   const auto expect = [&](bool good, const char* what, double x) {
     failures += !good;
-    if (!good) std::printf("%s, %s: wrong %s at %g\n", Form::name, s.name, what, x);
+    if (!good) std::printf("%s, %s: wrong %s at %g\n", Act::name, s.name, what, x);
   };
   const auto check = [&](double x, double value, double slope) {
     const std::vector<typename P::scalar> input(kBlock, static_cast<typename P::scalar>(x));
     auto v = input, d = input, both_v = input, both_d = input;
-    evaluate<Form, P>(input.data(), v.data(), d.data(), both_v.data(), both_d.data());
+    evaluate<Act, P>(input.data(), v.data(), d.data(), both_v.data(), both_d.data());
     for (const auto& values : {v, both_v}) expect(same(stored(values[0], s), value), "value", x);
     for (const auto& slopes : {d, both_d}) expect(same(std::abs(stored(slopes[0], s)), slope), "slope", x);
   };
@@ -335,21 +293,21 @@ void check_special_values(const Storage& s) {
   }
 }
 
-template <class... Forms>
-void check_all(ActivationList<Forms...>, const std::vector<Storage>& storages) {
-  const auto check_form = [&](auto form) {
-    using Form = decltype(form);
+template <class... Acts>
+void check_all(ActivationList<Acts...>, const std::vector<Storage>& storages) {
+  const auto check_activation = [&](auto activation) {
+    using Act = decltype(activation);
     for (const Storage& s : storages) {
       const auto check = [&](auto precision, auto truth_type) {
-        check_errors<Form, decltype(precision), decltype(truth_type)>(s);
-        check_special_values<Form, decltype(precision)>(s);
+        check_errors<Act, decltype(precision), decltype(truth_type)>(s);
+        check_special_values<Act, decltype(precision)>(s);
       };
-      if (s.digits < 24) check(HalfPrecision{}, double{});
+      if (s.digits < 24) check(LowPrecision{}, double{});
       if (s.digits == 24) check(SinglePrecision{}, double{});
       if (s.digits > 24) check(DoublePrecision{}, 0.0L);
     }
   };
-  (check_form(Forms{}), ...);
+  (check_activation(Acts{}), ...);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the errors of every form and type against their bars: builds accuracy.cpp for each arithmetic and runs it.
+"""Measures every activation's errors, in each type, against bars: builds accuracy.cpp for each arithmetic and runs it.
 
     python tests/native/run_accuracy.py [--all]
 

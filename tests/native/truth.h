@@ -1,0 +1,69 @@
+// What every activation is, from its definition and not from activations.h: a row each, evaluated in double for results
+// up to float32 and in long double for float64. An activation without a row does not compile: the error names it.
+#pragma once
+
+#include <cmath>
+#include <string_view>
+
+#include "activations.h"
+
+template <class R>
+struct Truth {
+  R value, slope;
+};
+
+// x sigmoid(z); above is 1 - sigmoid(z), without cancellation.
+template <class R>
+Truth<R> gate(R x, R z, R z_slope) {
+  const R below = 1 / (1 + std::exp(-z)), above = 1 / (1 + std::exp(z));
+  return {x * below, below * (1 + x * z_slope * above)};
+}
+
+template <class R>
+struct TruthRow {
+  std::string_view name;
+  Truth<R> (*at)(R x);  // for finite x
+};
+
+template <class R>
+inline constexpr TruthRow<R> kTruth[] = {
+    {"gelu",
+     [](R x) {
+       const R cdf = std::erfc(-x / std::sqrt(R(2))) / 2;
+       const R density = std::exp(-x * x / 2) / std::sqrt(2 * std::acos(R(-1)));
+       return Truth<R>{x * cdf, cdf + x * density};
+     }},
+    {"gelu_tanh",
+     [](R x) {
+       const R linear = std::sqrt(8 / std::acos(R(-1))), cubic = R(0.044715L);
+       return gate<R>(x, linear * (x + cubic * x * x * x), linear * (1 + 3 * cubic * x * x));
+     }},
+    {"gelu_sigmoid", [](R x) { return gate<R>(x, R(1.702L) * x, R(1.702L)); }},
+};
+
+template <class R>
+constexpr const TruthRow<R>* truth_row(std::string_view name) {
+  for (const TruthRow<R>& row : kTruth<R>) {
+    if (row.name == name) return &row;
+  }
+  return nullptr;
+}
+
+template <class Act>
+struct HasTruth {
+  static_assert(truth_row<double>(Act::name) != nullptr, "tests/native/truth.h has no row for the activation Act");
+  static constexpr bool value = true;
+};
+
+template <class... Acts>
+constexpr bool all_have_truth(gelu_ext::ActivationList<Acts...>) {
+  return (HasTruth<Acts>::value && ...);
+}
+static_assert(all_have_truth(gelu_ext::Activations{}));
+
+// Value and slope of the activation of this name, which is in the list, also at the infinities.
+template <class R>
+Truth<R> truth(std::string_view name, R x) {
+  if (std::isinf(x)) return x > 0 ? Truth<R>{x, 1} : Truth<R>{R(-0.0), 0};
+  return truth_row<R>(name)->at(x);
+}
