@@ -16,7 +16,7 @@ std::string shape_of(at::IntArrayRef sizes) {
   return text.str();
 }
 
-std::string form_names() {
+std::string activation_names() {
   std::string joined;
   for (const char* name : Activations::names) joined += std::string(joined.empty() ? "'" : ", '") + name + "'";
   return joined;
@@ -44,11 +44,11 @@ std::string dtype_text(at::ScalarType type) {
 
 }  // namespace
 
-int activation_index(const char* op, std::string_view approximate) {
+int activation_index(const char* op, std::string_view activation) {
   for (int i = 0; i < Activations::size; ++i) {
-    if (approximate == Activations::names[i]) return i;
+    if (activation == Activations::names[i]) return i;
   }
-  TORCH_CHECK_VALUE(false, op, ": expected approximate to be one of ", form_names(), ", got '", approximate, "'");
+  TORCH_CHECK_VALUE(false, op, ": expected activation to be one of ", activation_names(), ", got '", activation, "'");
 }
 
 bool activates_first(const char* op, std::string_view activated) {
@@ -90,14 +90,14 @@ void check_like(const char* op, const char* name, const Tensor& t, const char* l
                     shape_of(like.sizes()), ", got ", shape_of(t.sizes()));
 }
 
-void check_bias(const char* op, const OptionalTensor& bias, const Tensor& x) {
+void check_bias(const char* op, const char* name, const OptionalTensor& bias, const char* x_name, const Tensor& x) {
   if (!bias) return;
-  check_has_columns(op, "x (with a bias)", x);
-  check_tensor(op, "bias", *bias, x.device());
-  TORCH_CHECK_TYPE(bias->scalar_type() == x.scalar_type() || bias->scalar_type() == at::kFloat, op,
-                   ": expected bias of the dtype of x, ", dtype_text(x.scalar_type()),
+  TORCH_CHECK_VALUE(x.dim() >= 1, op, ": expected ", x_name, " (with a bias) of at least 1 dimension, got a scalar");
+  check_tensor(op, name, *bias, x.device());
+  TORCH_CHECK_TYPE(bias->scalar_type() == x.scalar_type() || bias->scalar_type() == at::kFloat, op, ": expected ", name,
+                   " of the dtype of ", x_name, ", ", dtype_text(x.scalar_type()),
                    x.scalar_type() == at::kFloat ? ", got " : ", or float32, got ", dtype_text(bias->scalar_type()));
-  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == x.size(-1), op, ": expected bias of shape [", x.size(-1),
+  TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == x.size(-1), op, ": expected ", name, " of shape [", x.size(-1),
                     "], got ", shape_of(bias->sizes()));
 }
 

@@ -9,8 +9,8 @@
 
 namespace gelu_ext {
 
-// Index of `approximate` in Activations::names; ValueError if it is not there.
-int activation_index(const char* op, std::string_view approximate);
+// Index of `activation` in Activations::names; ValueError if it is not there.
+int activation_index(const char* op, std::string_view activation);
 
 // True for "first", false for "second"; ValueError for anything else.
 bool activates_first(const char* op, std::string_view activated);
@@ -27,8 +27,8 @@ void check_has_columns(const char* op, const char* name, const Tensor& t);
 // The same shape, dtype and device as `like`.
 void check_like(const char* op, const char* name, const Tensor& t, const char* like_name, const Tensor& like);
 
-// Shape [cols], dtype of x or float32, device of x.
-void check_bias(const char* op, const OptionalTensor& bias, const Tensor& x);
+// A bias of x, which is called `x_name`: of shape [cols], of the dtype of x or float32, on the device of x.
+void check_bias(const char* op, const char* name, const OptionalTensor& bias, const char* x_name, const Tensor& x);
 
 // The gradient of an output of shape `sizes`, in the dtype and on the device of x.
 void check_grad(const char* op, const Tensor& grad_out, at::IntArrayRef sizes, const Tensor& x);

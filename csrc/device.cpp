@@ -41,46 +41,23 @@ Tensor workspace(size_t bytes, const Tensor& x) {
 }  // namespace
 #endif
 
-void run([[maybe_unused]] const char* op, const BiasActForward& p, [[maybe_unused]] const Tensor& x) {
+void run([[maybe_unused]] const char* op, const Forward& p, [[maybe_unused]] const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
-  if (x.is_cuda()) {
-    return launch(op, x, [&](auto device, auto stream) { return cuda::bias_act_forward(p, device, stream); });
-  }
+  if (x.is_cuda()) return launch(op, x, [&](auto device, auto stream) { return cuda::forward(p, device, stream); });
 #endif
-  cpu::bias_act_forward(p);
+  cpu::forward(p);
 }
 
-void run([[maybe_unused]] const char* op, const BiasActBackward& p, [[maybe_unused]] const Tensor& x) {
+void run([[maybe_unused]] const char* op, const Backward& p, [[maybe_unused]] const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
   if (x.is_cuda()) {
     return launch(op, x, [&](auto device, auto stream) {
       const Tensor space = workspace(cuda::workspace_bytes(p, device), x);
-      return cuda::bias_act_backward(p, space.mutable_data_ptr(), device, stream);
+      return cuda::backward(p, space.mutable_data_ptr(), device, stream);
     });
   }
 #endif
-  cpu::bias_act_backward(p);
-}
-
-void run([[maybe_unused]] const char* op, const GatedActForward& p, [[maybe_unused]] const Tensor& x) {
-#if defined(GELU_EXT_WITH_CUDA)
-  if (x.is_cuda()) {
-    return launch(op, x, [&](auto device, auto stream) { return cuda::gated_act_forward(p, device, stream); });
-  }
-#endif
-  cpu::gated_act_forward(p);
-}
-
-void run([[maybe_unused]] const char* op, const GatedActBackward& p, [[maybe_unused]] const Tensor& x) {
-#if defined(GELU_EXT_WITH_CUDA)
-  if (x.is_cuda()) {
-    return launch(op, x, [&](auto device, auto stream) {
-      const Tensor space = workspace(cuda::workspace_bytes(p, device), x);
-      return cuda::gated_act_backward(p, space.mutable_data_ptr(), device, stream);
-    });
-  }
-#endif
-  cpu::gated_act_backward(p);
+  cpu::backward(p);
 }
 
 }  // namespace gelu_ext

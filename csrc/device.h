@@ -1,4 +1,4 @@
-// Where a problem runs: the ten lines that know both devices.
+// Where a problem runs: the one place that knows both devices.
 #pragma once
 
 #include "kernels.h"
@@ -10,9 +10,7 @@ namespace gelu_ext {
 void check_device(const char* op, const Tensor& x);
 
 // Runs the problem on the device of `x`, on its current stream.
-void run(const char* op, const BiasActForward&, const Tensor& x);
-void run(const char* op, const BiasActBackward&, const Tensor& x);
-void run(const char* op, const GatedActForward&, const Tensor& x);
-void run(const char* op, const GatedActBackward&, const Tensor& x);
+void run(const char* op, const Forward&, const Tensor& x);
+void run(const char* op, const Backward&, const Tensor& x);
 
 }  // namespace gelu_ext

@@ -1,5 +1,5 @@
 // THE WAIST: what the tensor code above (ops.cpp) and the kernels below (cpu/, cuda/) say to each other.
-// Plain structs of pointers, sizes, strides, dtype and activation; no Tensor on either side of this file.
+// Plain structs of pointers, sizes, strides, dtype, operation and activation; no Tensor on either side of this file.
 //
 // A matrix is `rows` rows of `cols` elements with unit column stride and any row stride (0 for an expanded gradient).
 // Packed and two-tensor gated activations are the same problem: the two halves are two matrices.
@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "activations.h"
+#include "operations.h"
 
 namespace gelu_ext {
 
@@ -19,17 +19,24 @@ constexpr const char* dtype_name(DType dtype) {
     case DType::float64: return "float64";
     case DType::float32: return "float32";
     case DType::float16: return "float16";
-    default: return "bfloat16";
+    case DType::bfloat16: return "bfloat16";
   }
+  __builtin_unreachable();
 }
 
-constexpr size_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+constexpr size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::float64: return 8;
+    case DType::float32: return 4;
+    case DType::float16: return 2;
+    case DType::bfloat16: return 2;
+  }
+  __builtin_unreachable();
+}
 
 // How exactly to compute for a storage type, and in what type.
 template <DType>
-struct PrecisionOf {
-  using type = HalfPrecision;
-};
+struct PrecisionOf;
 template <>
 struct PrecisionOf<DType::float64> {
   using type = DoublePrecision;
@@ -38,81 +45,64 @@ template <>
 struct PrecisionOf<DType::float32> {
   using type = SinglePrecision;
 };
+template <>
+struct PrecisionOf<DType::float16> {
+  using type = LowPrecision;
+};
+template <>
+struct PrecisionOf<DType::bfloat16> {
+  using type = LowPrecision;
+};
 
 struct ConstMatrix {
-  const void* data;
-  int64_t row_stride;  // in elements
+  const void* data = nullptr;
+  int64_t row_stride = 0;  // in elements
 };
 
 struct Matrix {
-  void* data;  // null: not wanted
-  int64_t row_stride;
+  void* data = nullptr;  // null: not wanted
+  int64_t row_stride = 0;
 };
 
 struct ConstVector {
-  const void* data;  // [cols], null: no bias
-  DType dtype;       // the problem's dtype or float32
+  const void* data = nullptr;    // [cols], null: no bias
+  DType dtype = DType::float32;  // the problem's dtype or float32
 };
 
 struct Vector {
-  void* data;  // [cols], null: not wanted
-  DType dtype;
+  void* data = nullptr;  // [cols], null: not wanted
+  DType dtype = DType::float32;
 };
 
-// out = act(x + bias)
-struct BiasActForward {
+// What a forward and its backward have in common. What the operation does not have is null.
+struct Problem {
+  int operation;   // index into Operations
+  int activation;  // index into Activations
   DType dtype;
-  int activation;  // index into Activations::names
   int64_t rows, cols;
-  ConstMatrix x;
-  ConstVector bias;
+  ConstMatrix x[Operations::most_operands];
+  ConstVector vector[Operations::most_vectors];  // the operands' biases, then the operation's own vectors
+  double parameter[Operations::most_parameters] = {};
+
+  int operands() const { return Operations::operands[operation]; }
+  int vectors() const { return Operations::vectors[operation]; }
+};
+
+struct Forward : Problem {
   Matrix out;
-  bool huge_pages = true;  // may be asked for, on a CPU
 };
 
-// grad_x = grad_out * act'(x + bias), grad_bias = sum of it over rows
-struct BiasActBackward {
-  DType dtype;
-  int activation;
-  int64_t rows, cols;
-  ConstMatrix grad_out, x;
-  ConstVector bias;
-  Matrix grad_x;  // may be grad_out's memory on a CPU
-  Vector grad_bias;
-  bool huge_pages = true;
-};
-
-// out = act(activated + activated_bias) * (linear + linear_bias)
-struct GatedActForward {
-  DType dtype;
-  int activation;
-  int64_t rows, cols;
-  ConstMatrix activated, linear;
-  ConstVector activated_bias, linear_bias;
-  Matrix out;
-  bool huge_pages = true;
-};
-
-// grad_activated = grad_out * (linear + linear_bias) * act'(activated + activated_bias)
-// grad_linear    = grad_out * act(activated + activated_bias)
-// and the sums of both over rows
-struct GatedActBackward {
-  DType dtype;
-  int activation;
-  int64_t rows, cols;
-  ConstMatrix grad_out, activated, linear;
-  ConstVector activated_bias, linear_bias;
-  Matrix grad_activated, grad_linear;  // one of them may be grad_out's memory on a CPU
-  Vector grad_activated_bias, grad_linear_bias;
-  bool huge_pages = true;
+// grad[i] = grad_out times the derivative by z_i; grad_vector[j] the same for vector j, summed over the rows
+struct Backward : Problem {
+  ConstMatrix grad_out;
+  Matrix grad[Operations::most_operands];  // one may be grad_out's memory, on a CPU
+  Vector grad_vector[Operations::most_vectors];
 };
 
 // Every entry point takes a problem with rows > 0 and cols > 0.
 namespace cpu {
-void bias_act_forward(const BiasActForward&);
-void bias_act_backward(const BiasActBackward&);
-void gated_act_forward(const GatedActForward&);
-void gated_act_backward(const GatedActBackward&);
+void forward(const Forward&);
+void backward(const Backward&);
 
 // The instruction sets that this build has and this processor can run, best first, comma-separated; the one in use.
 const char* instruction_sets();
@@ -122,21 +112,18 @@ bool set_instruction_set(const char* name);
 }  // namespace cpu
 
 namespace cuda {
-// The device's properties that choose a launch shape.
+// What decides a launch shape: the device's size, and what __CUDA_ARCH__ was where its kernels were compiled.
 struct Device {
-  int multiprocessors;
+  int multiprocessors, architecture;
 };
 Device device(int index);
 
 // Launchers return a CUDA error code (0 is success): they launch on `stream` (a cudaStream_t) of the current device,
-// allocate nothing and do not synchronise. The backward ones need a workspace of workspace_bytes() (may be 0), aligned
-// to 16, for the partial sums of the bias gradients.
-size_t workspace_bytes(const BiasActBackward&, const Device&);
-size_t workspace_bytes(const GatedActBackward&, const Device&);
-int bias_act_forward(const BiasActForward&, const Device&, void* stream);
-int bias_act_backward(const BiasActBackward&, void* workspace, const Device&, void* stream);
-int gated_act_forward(const GatedActForward&, const Device&, void* stream);
-int gated_act_backward(const GatedActBackward&, void* workspace, const Device&, void* stream);
+// allocate nothing and do not synchronise. backward() needs a workspace of workspace_bytes() (may be 0), aligned to 16,
+// for the partial sums of the vectors' gradients.
+int forward(const Forward&, const Device&, void* stream);
+size_t workspace_bytes(const Backward&, const Device&);
+int backward(const Backward&, void* workspace, const Device&, void* stream);
 const char* error_string(int error);
 // e.g. "75 80 90 120+PTX": what this build has code for
 const char* architectures();
@@ -153,15 +140,20 @@ void with_dtype(DType dtype, F&& f) {
   }
 }
 
-// Calls f with a value of the activation's struct.
-template <class... Forms, class F>
-void with_activation(ActivationList<Forms...>, int activation, F&& f) {
-  int index = 0;
-  ((index++ == activation ? f(Forms{}) : void()), ...);
+// Calls f with a value of the type that stands at `index` in a list.
+template <template <class...> class List, class... Types, class F>
+void with_type(List<Types...>, int index, F&& f) {
+  int i = 0;
+  ((i++ == index ? f(Types{}) : void()), ...);
 }
+
+// f(Op{}, Act{}, integral_constant<DType>) for what the problem asks for
 template <class F>
-void with_activation(int activation, F&& f) {
-  with_activation(Activations{}, activation, f);
+void with_types(const Problem& p, F&& f) {
+  with_dtype(p.dtype, [&](auto dtype) {
+    with_type(Activations{}, p.activation,
+              [&](auto act) { with_type(Operations{}, p.operation, [&](auto op) { f(op, act, dtype); }); });
+  });
 }
 
 }  // namespace gelu_ext

@@ -12,37 +12,37 @@
 namespace gelu_ext {
 namespace {
 
-// A tensor as rows of unit column stride: in place where the leading dimensions collapse into one with any stride,
-// otherwise as a contiguous copy, which it keeps alive.
+// A tensor, or a vector, as rows of unit column stride: in place where the leading dimensions collapse into one with
+// any stride, otherwise as a contiguous copy, which it keeps alive. The tensor itself must outlive it.
 class Rows {
  public:
-  explicit Rows(const Tensor& t) : tensor_(t) {
+  explicit Rows(const Tensor& t) : tensor_(c10::MaybeOwned<Tensor>::borrowed(t)) {
     if (!collapse()) {
-      tensor_ = t.contiguous();
+      tensor_ = c10::MaybeOwned<Tensor>::owned(t.contiguous());
       collapse();
     }
   }
 
   int64_t rows() const { return rows_; }
-  int64_t cols() const { return cols_; }
   // from column `col` on
   ConstMatrix matrix(int64_t col = 0) const { return {data(col), row_stride_}; }
   Matrix mutable_matrix(int64_t col = 0) const { return {data(col), row_stride_}; }
 
  private:
   bool collapse() {
-    const int64_t dim = tensor_.dim();
+    const Tensor& t = *tensor_;
+    const int64_t dim = t.dim();
     rows_ = 1;
-    cols_ = dim == 0 ? 1 : tensor_.size(-1);
+    cols_ = dim == 0 ? 1 : t.size(-1);
     row_stride_ = cols_;
-    if (tensor_.numel() == 0) {
+    if (t.numel() == 0) {
       if (cols_ == 0) rows_ = 0;
-      for (int64_t i = 0; i + 1 < dim; ++i) rows_ *= tensor_.size(i);
+      for (int64_t i = 0; i + 1 < dim; ++i) rows_ *= t.size(i);
       return true;
     }
-    if (cols_ > 1 && tensor_.stride(-1) != 1) return false;
+    if (cols_ > 1 && t.stride(-1) != 1) return false;
     for (int64_t i = dim - 2; i >= 0; --i) {
-      const int64_t size = tensor_.size(i), stride = tensor_.stride(i);
+      const int64_t size = t.size(i), stride = t.stride(i);
       if (size == 1) continue;
       if (rows_ == 1) {
         row_stride_ = stride;
@@ -55,37 +55,40 @@ class Rows {
   }
 
   void* data(int64_t col) const {
-    return static_cast<char*>(const_cast<void*>(tensor_.const_data_ptr())) + col * tensor_.element_size();
+    return static_cast<char*>(const_cast<void*>(tensor_->const_data_ptr())) + col * tensor_->element_size();
   }
 
-  Tensor tensor_;
+  c10::MaybeOwned<Tensor> tensor_;
   int64_t rows_, cols_, row_stride_;
 };
 
-constexpr Matrix kNoMatrix{nullptr, 0};
+// Where something begins in the tensors of a call: at element `first` of each row of one of them, or nowhere.
+struct Place {
+  int tensor = -1;
+  int64_t first = 0;
+};
 
-Tensor empty_like(const Tensor& x, at::IntArrayRef sizes) { return at::empty(sizes, x.options()); }
+// How a call's arguments hold the operands of an operation and its vectors, `cols` elements wide each.
+struct Layout {
+  int operation;
+  int64_t cols;
+  Place x[Operations::most_operands], vector[Operations::most_vectors];
+  double parameter[Operations::most_parameters] = {};
+};
 
-// The gradient of `t`, or the placeholder for one that is not needed.
-Tensor empty_gradient(const Tensor& t, bool needed) { return needed ? empty_like(t, t.sizes()) : empty_like(t, {0}); }
+int64_t width_of(const Tensor& x) { return x.dim() == 0 ? 1 : x.size(-1); }
 
-Tensor empty_gradient(const OptionalTensor& bias, const Tensor& x, bool needed) {
-  return needed ? empty_like(*bias, bias->sizes()) : empty_like(x, {0});
+// x, bias
+Layout whole(const Tensor& x) { return {Operations::index<BiasAct>(), width_of(x), {{0, 0}}, {{1, 0}}}; }
+
+// packed x, packed bias
+Layout halves(const Tensor& x, bool first_is_activated) {
+  const int64_t width = x.size(-1) / 2, a = first_is_activated ? 0 : width, b = width - a;
+  return {Operations::index<ActMul>(), width, {{0, a}, {0, b}}, {{1, a}, {1, b}}};
 }
 
-// A contiguous bias (or its gradient) from element `begin` on; null if there is none.
-ConstVector bias_vector(const OptionalTensor& bias, int64_t begin = 0) {
-  if (!bias) return {nullptr, DType::float32};
-  return {static_cast<const char*>(bias->const_data_ptr()) + begin * bias->element_size(),
-          dtype_of("bias", "bias", *bias)};
-}
-
-Vector gradient_vector(const Tensor& grad, bool needed, int64_t begin = 0) {
-  if (!needed) return {nullptr, DType::float32};
-  return {static_cast<char*>(grad.mutable_data_ptr()) + begin * grad.element_size(), dtype_of("bias", "bias", grad)};
-}
-
-OptionalTensor contiguous(const OptionalTensor& bias) { return bias ? OptionalTensor(bias->contiguous()) : bias; }
+// activated, linear, activated_bias, linear_bias
+Layout pair(const Tensor& x) { return {Operations::index<ActMul>(), width_of(x), {{0, 0}, {1, 0}}, {{2, 0}, {3, 0}}}; }
 
 std::vector<int64_t> half_sizes(const Tensor& x) {
   std::vector<int64_t> sizes = x.sizes().vec();
@@ -93,199 +96,162 @@ std::vector<int64_t> half_sizes(const Tensor& x) {
   return sizes;
 }
 
-bool is_empty(const Rows& rows) { return rows.rows() == 0 || rows.cols() == 0; }
+Tensor empty_like(const Tensor& x, at::IntArrayRef sizes) { return at::empty(sizes, x.options()); }
 
-// A bias gradient is a sum over rows: zero where there are none.
-TensorPair with_zero_bias(const Tensor& grad_x, const Tensor& grad_bias) {
-  grad_bias.zero_();
-  return {grad_x, grad_bias};
-}
+const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
-// The parts that a forward and its backward have in common.
-template <class Problem>
-Problem bias_act(const Tensor& x, const Rows& x_rows, const OptionalTensor& bias, std::string_view approximate) {
-  Problem p;
-  p.dtype = dtype_of("bias_gelu", "x", x);
-  p.activation = activation_index("bias_gelu", approximate);
-  p.huge_pages = !Node::active();
-  p.rows = x_rows.rows(), p.cols = x_rows.cols();
-  p.x = x_rows.matrix();
-  p.bias = bias_vector(bias);
-  return p;
-}
-
-// Where the halves of a packed row begin, and how wide they are.
-struct Halves {
-  int64_t width, activated, linear;
-
-  Halves(const Rows& x, std::string_view which) : width(x.cols() / 2) {
-    const bool first = activates_first("geglu", which);
-    activated = first ? 0 : width;
-    linear = first ? width : 0;
+// A call of an operation, its tensors seen as rows. The first tensor is a matrix and there; others may be null.
+template <size_t N>
+class Call {
+ public:
+  Call(const char* op, const Layout& layout, std::string_view activation, std::array<const Tensor*, N> tensors)
+      : op_(op), layout_(layout), activation_(activation), tensors_(tensors), x_(*tensors[0]) {
+    check_device(op, x_);
   }
+
+  Tensor forward(at::IntArrayRef sizes) {
+    const Tensor out = empty_like(x_, sizes);
+    if (x_.numel() == 0) return out;
+    Forward p;
+    fill(p);
+    p.out = {out.mutable_data_ptr(), p.cols};
+    run(op_, p, x_);
+    return out;
+  }
+
+  auto backward(const Tensor& grad_out, const std::array<bool, N>& needs) {
+    std::array<Tensor, N> grads;
+    for (size_t i = 0; i < N; ++i) {
+      const bool needed = needs[i] && tensors_[i] != nullptr;
+      grads[i] = needed ? empty_like(*tensors_[i], tensors_[i]->sizes()) : empty_like(x_, {0});
+    }
+    if (x_.numel() == 0) {
+      for (const Tensor& grad : grads) grad.zero_();  // a bias gradient is a sum over rows: zero where there are none
+      return std::tuple_cat(grads);
+    }
+    const Rows grad_rows(grad_out);
+    Backward p;
+    fill(p);
+    p.grad_out = grad_rows.matrix();
+    const auto matrix = [&](const Place& at) {
+      return has(at) && needs[at.tensor] ? Rows(grads[at.tensor]).mutable_matrix(at.first) : Matrix();
+    };
+    for (int i = 0; i < p.operands(); ++i) p.grad[i] = matrix(layout_.x[i]);
+    for (int j = 0; j < p.vectors(); ++j) p.grad_vector[j] = {matrix(layout_.vector[j]).data, p.vector[j].dtype};
+    run(op_, p, x_);
+    return std::tuple_cat(grads);
+  }
+
+ private:
+  bool has(const Place& place) const { return place.tensor >= 0 && tensors_[place.tensor] != nullptr; }
+
+  void fill(Problem& p) {
+    for (size_t i = 0; i < N; ++i) {
+      if (tensors_[i] != nullptr) rows_[i].emplace(*tensors_[i]);
+    }
+    p.operation = layout_.operation;
+    p.activation = activation_index(op_, activation_);
+    p.dtype = dtype_of(op_, "x", x_);
+    p.rows = rows_[0]->rows(), p.cols = layout_.cols;
+    std::copy(std::begin(layout_.parameter), std::end(layout_.parameter), p.parameter);
+    for (int i = 0; i < p.operands(); ++i) p.x[i] = rows_[layout_.x[i].tensor]->matrix(layout_.x[i].first);
+    for (int j = 0; j < p.vectors(); ++j) {
+      const auto [tensor, first] = layout_.vector[j];
+      if (!has(layout_.vector[j])) continue;
+      p.vector[j] = {rows_[tensor]->matrix(first).data, dtype_of(op_, "a bias", *tensors_[tensor])};
+    }
+  }
+
+  const char* op_;
+  Layout layout_;
+  std::string_view activation_;
+  std::array<const Tensor*, N> tensors_;
+  const Tensor& x_;
+  std::array<std::optional<Rows>, N> rows_;  // keep what had to be copied alive
 };
 
-template <class Problem>
-Problem gated_act(const Tensor& x, const Rows& x_rows, const Halves& halves, const OptionalTensor& bias,
-                  std::string_view approximate) {
-  Problem p;
-  p.dtype = dtype_of("geglu", "x", x);
-  p.activation = activation_index("geglu", approximate);
-  p.huge_pages = !Node::active();
-  p.rows = x_rows.rows(), p.cols = halves.width;
-  p.activated = x_rows.matrix(halves.activated);
-  p.linear = x_rows.matrix(halves.linear);
-  p.activated_bias = bias_vector(bias, halves.activated);
-  p.linear_bias = bias_vector(bias, halves.linear);
-  return p;
+template <class... Tensors>
+bool any_symbolic(const Tensors&... tensors) {
+  const auto is_symbolic = [](const Tensor* t) {
+    return t != nullptr && t->defined() && t->unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  };
+  return (is_symbolic(tensors) || ...);
 }
-
-template <class Problem>
-Problem gated_act(const Tensor& activated, const Rows& activated_rows, const Rows& linear_rows,
-                  std::string_view approximate) {
-  Problem p;
-  p.dtype = dtype_of("gelu_mul", "activated", activated);
-  p.activation = activation_index("gelu_mul", approximate);
-  p.huge_pages = !Node::active();
-  p.rows = activated_rows.rows(), p.cols = activated_rows.cols();
-  p.activated = activated_rows.matrix();
-  p.linear = linear_rows.matrix();
-  p.activated_bias = p.linear_bias = bias_vector({});
-  return p;
-}
-
-// The same in the memory of grad_out, if a node may have that.
-Tensor empty_gradient_over(const Tensor& grad_out, const Tensor& t, bool needed) {
-  const bool fits = Node::active() && grad_out.is_cpu() && grad_out.is_contiguous() && t.is_contiguous();
-  return needed && fits && grad_out.sizes() == t.sizes() ? grad_out : empty_gradient(t, needed);
-}
-
-bool is_symbolic(const Tensor& t) { return t.defined() && t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); }
 
 }  // namespace
 
-thread_local bool Node::active_ = false;
-
-void check_bias_gelu(const Tensor& x, const OptionalTensor& bias, std::string_view approximate) {
-  activation_index("bias_gelu", approximate);
-  if (is_symbolic(x)) return;
-  check_tensor("bias_gelu", "x", x);
-  check_bias("bias_gelu", bias, x);
+void check_bias_act(const char* op, const Tensor& x, const OptionalTensor& bias, std::string_view activation) {
+  activation_index(op, activation);
+  if (any_symbolic(&x, pointer(bias))) return;
+  check_tensor(op, "x", x);
+  check_bias(op, "bias", bias, "x", x);
 }
 
-void check_geglu(const Tensor& x, const OptionalTensor& bias, std::string_view approximate,
-                 std::string_view activated) {
-  activation_index("geglu", approximate);
-  activates_first("geglu", activated);
-  if (is_symbolic(x)) return;
-  check_tensor("geglu", "x", x);
-  check_has_columns("geglu", "x", x);
-  TORCH_CHECK_VALUE(x.size(-1) % 2 == 0, "geglu: expected x of even width (two halves), got width ", x.size(-1));
-  check_bias("geglu", bias, x);
+void check_glu(const char* op, const Tensor& x, const OptionalTensor& bias, std::string_view activation,
+               std::string_view activated) {
+  activation_index(op, activation);
+  activates_first(op, activated);
+  if (any_symbolic(&x, pointer(bias))) return;
+  check_tensor(op, "x", x);
+  check_has_columns(op, "x", x);
+  TORCH_CHECK_VALUE(x.size(-1) % 2 == 0, op, ": expected x of even width (two halves), got width ", x.size(-1));
+  check_bias(op, "bias", bias, "x", x);
 }
 
-void check_gelu_mul(const Tensor& activated, const Tensor& linear, std::string_view approximate) {
-  activation_index("gelu_mul", approximate);
-  if (is_symbolic(activated)) return;
-  check_tensor("gelu_mul", "activated", activated);
-  check_like("gelu_mul", "linear", linear, "activated", activated);
+void check_act_mul(const char* op, const Tensor& activated, const Tensor& linear, const OptionalTensor& activated_bias,
+                   const OptionalTensor& linear_bias, std::string_view activation) {
+  activation_index(op, activation);
+  if (any_symbolic(&activated, &linear, pointer(activated_bias), pointer(linear_bias))) return;
+  check_tensor(op, "activated", activated);
+  check_like(op, "linear", linear, "activated", activated);
+  check_bias(op, "activated_bias", activated_bias, "activated", activated);
+  check_bias(op, "linear_bias", linear_bias, "activated", activated);
 }
 
-Tensor bias_gelu(const Tensor& x, const OptionalTensor& bias, std::string_view approximate) {
-  check_bias_gelu(x, bias, approximate);
-  check_device("bias_gelu", x);
-  const Rows x_rows(x);
-  const Tensor out = empty_like(x, x.sizes());
-  if (is_empty(x_rows)) return out;
-  const OptionalTensor dense_bias = contiguous(bias);
-  auto p = bias_act<BiasActForward>(x, x_rows, dense_bias, approximate);
-  p.out = Rows(out).mutable_matrix();
-  run("bias_gelu", p, x);
-  return out;
+Tensor bias_act(const Tensor& x, const OptionalTensor& bias, std::string_view activation) {
+  check_bias_act("bias_act", x, bias, activation);
+  return Call<2>("bias_act", whole(x), activation, {&x, pointer(bias)}).forward(x.sizes());
 }
 
-TensorPair bias_gelu_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
-                              std::string_view approximate, bool needs_x, bool needs_bias) {
-  check_bias_gelu(x, bias, approximate);
-  check_grad("bias_gelu", grad_out, x.sizes(), x);
-  check_device("bias_gelu", x);
-  needs_bias = needs_bias && bias.has_value();
-  const Rows x_rows(x);
-  const Tensor grad_x = empty_gradient_over(grad_out, x, needs_x), grad_bias = empty_gradient(bias, x, needs_bias);
-  if (is_empty(x_rows)) return with_zero_bias(grad_x, grad_bias);
-  const OptionalTensor dense_bias = contiguous(bias);
-  const Rows grad_rows(grad_out);
-  auto p = bias_act<BiasActBackward>(x, x_rows, dense_bias, approximate);
-  p.grad_out = grad_rows.matrix();
-  p.grad_x = needs_x ? Rows(grad_x).mutable_matrix() : kNoMatrix;
-  p.grad_bias = gradient_vector(grad_bias, needs_bias);
-  run("bias_gelu", p, x);
-  return {grad_x, grad_bias};
+std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
+                                             std::string_view activation, std::array<bool, 2> needs) {
+  check_bias_act("bias_act", x, bias, activation);
+  check_grad("bias_act", grad_out, x.sizes(), x);
+  return Call<2>("bias_act", whole(x), activation, {&x, pointer(bias)}).backward(grad_out, needs);
 }
 
-Tensor geglu(const Tensor& x, const OptionalTensor& bias, std::string_view approximate, std::string_view activated) {
-  check_geglu(x, bias, approximate, activated);
-  check_device("geglu", x);
-  const Rows x_rows(x);
-  const Tensor out = empty_like(x, half_sizes(x));
-  if (is_empty(x_rows)) return out;
-  const OptionalTensor dense_bias = contiguous(bias);
-  auto p = gated_act<GatedActForward>(x, x_rows, Halves(x_rows, activated), dense_bias, approximate);
-  p.out = Rows(out).mutable_matrix();
-  run("geglu", p, x);
-  return out;
+Tensor glu(const Tensor& x, const OptionalTensor& bias, std::string_view activation, std::string_view activated) {
+  check_glu("glu", x, bias, activation, activated);
+  const Layout layout = halves(x, activates_first("glu", activated));
+  return Call<2>("glu", layout, activation, {&x, pointer(bias)}).forward(half_sizes(x));
 }
 
-TensorPair geglu_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
-                          std::string_view approximate, std::string_view activated, bool needs_x, bool needs_bias) {
-  check_geglu(x, bias, approximate, activated);
-  check_grad("geglu", grad_out, half_sizes(x), x);
-  check_device("geglu", x);
-  needs_bias = needs_bias && bias.has_value();
-  const Rows x_rows(x);
-  const Tensor grad_x = empty_gradient(x, needs_x), grad_bias = empty_gradient(bias, x, needs_bias);
-  if (is_empty(x_rows)) return with_zero_bias(grad_x, grad_bias);
-  const OptionalTensor dense_bias = contiguous(bias);
-  const Halves halves(x_rows, activated);
-  const Rows grad_rows(grad_out);
-  auto p = gated_act<GatedActBackward>(x, x_rows, halves, dense_bias, approximate);
-  p.grad_out = grad_rows.matrix();
-  p.grad_activated = needs_x ? Rows(grad_x).mutable_matrix(halves.activated) : kNoMatrix;
-  p.grad_linear = needs_x ? Rows(grad_x).mutable_matrix(halves.linear) : kNoMatrix;
-  p.grad_activated_bias = gradient_vector(grad_bias, needs_bias, halves.activated);
-  p.grad_linear_bias = gradient_vector(grad_bias, needs_bias, halves.linear);
-  run("geglu", p, x);
-  return {grad_x, grad_bias};
+std::tuple<Tensor, Tensor> glu_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
+                                        std::string_view activation, std::string_view activated,
+                                        std::array<bool, 2> needs) {
+  check_glu("glu", x, bias, activation, activated);
+  check_grad("glu", grad_out, half_sizes(x), x);
+  const Layout layout = halves(x, activates_first("glu", activated));
+  return Call<2>("glu", layout, activation, {&x, pointer(bias)}).backward(grad_out, needs);
 }
 
-Tensor gelu_mul(const Tensor& activated, const Tensor& linear, std::string_view approximate) {
-  check_gelu_mul(activated, linear, approximate);
-  check_device("gelu_mul", activated);
-  const Rows activated_rows(activated), linear_rows(linear);
-  const Tensor out = empty_like(activated, activated.sizes());
-  if (is_empty(activated_rows)) return out;
-  auto p = gated_act<GatedActForward>(activated, activated_rows, linear_rows, approximate);
-  p.out = Rows(out).mutable_matrix();
-  run("gelu_mul", p, activated);
-  return out;
+Tensor act_mul(const Tensor& activated, const Tensor& linear, const OptionalTensor& activated_bias,
+               const OptionalTensor& linear_bias, std::string_view activation) {
+  check_act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation);
+  return Call<4>("act_mul", pair(activated), activation,
+                 {&activated, &linear, pointer(activated_bias), pointer(linear_bias)})
+      .forward(activated.sizes());
 }
 
-TensorPair gelu_mul_backward(const Tensor& grad_out, const Tensor& activated, const Tensor& linear,
-                             std::string_view approximate, bool needs_activated, bool needs_linear) {
-  check_gelu_mul(activated, linear, approximate);
-  check_grad("gelu_mul", grad_out, activated.sizes(), activated);
-  check_device("gelu_mul", activated);
-  const Rows activated_rows(activated), linear_rows(linear), grad_rows(grad_out);
-  const Tensor grad_activated = empty_gradient_over(grad_out, activated, needs_activated);
-  const Tensor grad_linear = empty_gradient(linear, needs_linear);
-  if (is_empty(activated_rows)) return {grad_activated, grad_linear};
-  auto p = gated_act<GatedActBackward>(activated, activated_rows, linear_rows, approximate);
-  p.grad_out = grad_rows.matrix();
-  p.grad_activated = needs_activated ? Rows(grad_activated).mutable_matrix() : kNoMatrix;
-  p.grad_linear = needs_linear ? Rows(grad_linear).mutable_matrix() : kNoMatrix;
-  p.grad_activated_bias = p.grad_linear_bias = gradient_vector({}, false);
-  run("gelu_mul", p, activated);
-  return {grad_activated, grad_linear};
+std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul_backward(const Tensor& grad_out, const Tensor& activated,
+                                                            const Tensor& linear, const OptionalTensor& activated_bias,
+                                                            const OptionalTensor& linear_bias,
+                                                            std::string_view activation, std::array<bool, 4> needs) {
+  check_act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation);
+  check_grad("act_mul", grad_out, activated.sizes(), activated);
+  return Call<4>("act_mul", pair(activated), activation,
+                 {&activated, &linear, pointer(activated_bias), pointer(linear_bias)})
+      .backward(grad_out, needs);
 }
 
 }  // namespace gelu_ext

@@ -10,16 +10,14 @@ struct Tile {
   int64_t row_begin, row_end, col_begin, col_end;
 };
 
-// Everything per-column is handed in the arithmetic type of the problem (double for float64, else float): biases of
-// [cols], or null; sums of [cols] that a tile's rows are added to, or null.
+// Everything per-column is handed in the arithmetic type of the problem (double for float64, else float), one of each
+// for every vector of the operation: its numbers, [cols], or null; and sums, [cols], that a tile's rows are added to,
+// or null.
 struct InstructionSet {
   const char* name;
   bool (*available)();
-  void (*bias_act_forward)(const BiasActForward&, const void* bias, const Tile&);
-  void (*bias_act_backward)(const BiasActBackward&, const void* bias, void* sum, const Tile&);
-  void (*gated_act_forward)(const GatedActForward&, const void* activated_bias, const void* linear_bias, const Tile&);
-  void (*gated_act_backward)(const GatedActBackward&, const void* activated_bias, const void* linear_bias,
-                             void* activated_sum, void* linear_sum, const Tile&);
+  void (*forward)(const Forward&, const void* const vectors[], const Tile&);
+  void (*backward)(const Backward&, const void* const vectors[], void* const sums[], const Tile&);
   // dst[i] = src[i] in the arithmetic type of `arithmetic`
   void (*widen)(DType arithmetic, DType from, const void* src, void* dst, int64_t n);
   // dst[i] = rows[0][i] + rows[1][i] + ..., added in this order as doubles, rounded once to `to`

@@ -4,12 +4,12 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
-#include <type_traits>
 
+#include "huge_pages.h"
 #include "instruction_set.h"
-#include "memory.h"
 
 namespace gelu_ext::cpu {
 namespace {
@@ -74,82 +74,102 @@ struct Split {
   }
 };
 
-// What is contiguous need not be taken row by row: rows of a few columns would be nothing but overhead. Without a bias
-// all of it is one long row; with one, `size` rows at a time are, along which the bias repeats. The rows that are left
-// over are one shorter row.
+template <class F>
+void for_each_matrix(Forward& p, F&& f) {
+  for (ConstMatrix& x : p.x) f(x);
+  f(p.out);
+}
+template <class F>
+void for_each_matrix(Backward& p, F&& f) {
+  for (ConstMatrix& x : p.x) f(x);
+  f(p.grad_out);
+  for (Matrix& grad : p.grad) f(grad);
+}
+
+// What is contiguous need not be taken row by row: rows of a few columns would be nothing but overhead. Without vectors
+// all of it is one long row; with some, `size` rows at a time are, along which the vectors repeat. The rows that are
+// left over are one shorter row.
+template <class AnyProblem>
 class Fold {
  public:
-  template <class Problem, class... Matrices>
-  Fold(const Problem& p, bool has_bias, const Matrices&... matrices)
-      : contiguous_(((matrices.data == nullptr || p.rows == 1 || matrices.row_stride == p.cols) && ...)) {
+  explicit Fold(const AnyProblem& problem) : p_(problem) {
     constexpr int64_t kWide = 1024;
-    if (has_bias) {
-      size = std::clamp<int64_t>(kWide / p.cols, 1, p.rows);
+    for_each_matrix(p_, [&](const auto& m) {
+      contiguous_ = contiguous_ && (m.data == nullptr || p_.rows == 1 || m.row_stride == p_.cols);
+    });
+    const auto present = [](const ConstVector& vector) { return vector.data != nullptr; };
+    if (std::any_of(std::begin(p_.vector), std::end(p_.vector), present)) {
+      size = std::clamp<int64_t>(kWide / p_.cols, 1, p_.rows);
     } else if (contiguous_) {
-      size = p.rows;
+      size = p_.rows;
     }
   }
 
   // f(problem of wide rows) and, if rows are left over, f(problem of one row). What is not contiguous stays as it is.
-  template <class Problem, class F, class... Matrices>
-  void for_each_part(const Problem& p, F&& f, Matrices Problem::*... matrices) const {
+  template <class F>
+  void for_each_part(F&& f) const {
     const auto part = [&](int64_t begin, int64_t rows, int64_t width) {
-      Problem folded = p;
-      folded.rows = rows, folded.cols = width * p.cols;
-      ((folded.*matrices = {at_row(p.*matrices, begin, p.dtype), width * p.cols}), ...);
+      AnyProblem folded = p_;
+      folded.rows = rows, folded.cols = width * p_.cols;
+      for_each_matrix(folded, [&](auto& m) {
+        if (m.data != nullptr) m = {at_row(m, begin), folded.cols};
+      });
       f(folded);
     };
-    if (size == 1 || !contiguous_) return f(p);
-    const int64_t whole = p.rows / size, left = p.rows % size;
+    if (size == 1 || !contiguous_) return f(p_);
+    const int64_t whole = p_.rows / size, left = p_.rows % size;
     part(0, whole, size);
-    if (left != 0) part(p.rows - left, 1, left);
+    if (left != 0) part(p_.rows - left, 1, left);
   }
 
   // f(chunk, column of the chunk's sums, tile) for every tile of a backward problem: of the folded one where it is
   // contiguous, else row by row, each row added where it has its place in a wide row: the layout decides no bit.
-  template <class Problem, class F, class... Matrices>
-  void for_each_backward_tile(const Problem& p, F&& f, Matrices Problem::*... matrices) const {
-    if (size > 1 && !contiguous_) return for_each_narrow_row(p, f);
+  template <class F>
+  void for_each_backward_tile(F&& f) const {
+    if (size > 1 && !contiguous_) return for_each_narrow_row(f);
     int64_t chunks = 0;  // of the parts before
-    const auto part = [&](const Problem& folded) {
+    for_each_part([&](const AnyProblem& folded) {
       const Split split(folded.rows, folded.cols);
       split.parallel([&](int64_t chunk, const Tile& tile) { f(folded, chunks + chunk, 0, tile); });
       chunks += split.chunks();
-    };
-    for_each_part(p, part, matrices...);
+    });
   }
 
   int64_t size = 1;
 
  private:
-  template <class Problem, class F>
-  void for_each_narrow_row(const Problem& p, F&& f) const {
-    const Split split(p.rows / size, size * p.cols);
-    const int64_t whole = p.rows / size * size, chunk_rows = split.chunk * size, chunks = split.chunks();
-    const int64_t grain = std::max<int64_t>(1, kGrain / (chunk_rows * p.cols));
-    at::parallel_for(0, chunks + (whole < p.rows), grain, [&](int64_t begin, int64_t end) {
+  template <class F>
+  void for_each_narrow_row(F&& f) const {
+    const Split split(p_.rows / size, size * p_.cols);
+    const int64_t whole = p_.rows / size * size, chunk_rows = split.chunk * size, chunks = split.chunks();
+    const int64_t grain = std::max<int64_t>(1, kGrain / (chunk_rows * p_.cols));
+    at::parallel_for(0, chunks + (whole < p_.rows), grain, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         const int64_t first = chunk < chunks ? chunk * chunk_rows : whole;
-        const int64_t last = chunk < chunks ? std::min(first + chunk_rows, whole) : p.rows;
-        for (int64_t row = first; row < last; ++row) f(p, chunk, row % size * p.cols, Tile{row, row + 1, 0, p.cols});
+        const int64_t last = chunk < chunks ? std::min(first + chunk_rows, whole) : p_.rows;
+        for (int64_t row = first; row < last; ++row) f(p_, chunk, row % size * p_.cols, Tile{row, row + 1, 0, p_.cols});
       }
     });
   }
 
-  template <class Matrix>
-  static auto at_row(const Matrix& m, int64_t row, DType dtype) -> decltype(m.data) {
-    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(m.data)>>, const char, char>;
-    return m.data == nullptr ? nullptr : static_cast<Byte*>(m.data) + row * m.row_stride * size_of(dtype);
+  template <class AnyMatrix>
+  auto at_row(const AnyMatrix& m, int64_t row) const {
+    using Byte = std::conditional_t<std::is_same_v<AnyMatrix, Matrix>, char, const char>;
+    return static_cast<Byte*>(m.data) + row * m.row_stride * static_cast<int64_t>(size_of(p_.dtype));
   }
 
-  bool contiguous_;
+  AnyProblem p_;
+  bool contiguous_ = true;
 };
 
 // Memory for values of an arithmetic type, in whole cache lines: from within a line, every vector of 64 bytes that is
 // loaded or stored would touch two.
 class Scratch {
  public:
-  void allocate(int64_t bytes) { lines_.reset(new Line[divide_up(bytes, sizeof(Line))]); }
+  char* allocate(int64_t bytes) {
+    lines_.reset(new Line[divide_up(bytes, sizeof(Line))]);
+    return data();
+  }
   char* data() const { return reinterpret_cast<char*>(lines_.get()); }
 
  private:
@@ -159,128 +179,95 @@ class Scratch {
   std::unique_ptr<Line[]> lines_;
 };
 
-// The bias in the arithmetic type, `repeat` times: as it is where that is what it is, else a copy.
-class WideBias {
+// The vectors in the arithmetic type, `repeat` times: as they are where that is what they are, else copies.
+class WideVectors {
  public:
-  WideBias(const ConstVector& bias, DType dtype, int64_t cols, int64_t repeat) : data_(bias.data) {
-    const DType arithmetic = arithmetic_of(dtype);
-    if (bias.data == nullptr || (bias.dtype == arithmetic && repeat == 1)) return;
-    const int64_t bytes = cols * size_of(arithmetic);
-    copy_.allocate(repeat * bytes);
-    chosen_set().widen(arithmetic, bias.dtype, bias.data, copy_.data(), cols);
-    for (int64_t i = 1; i < repeat; ++i) std::memcpy(copy_.data() + i * bytes, copy_.data(), bytes);
-    data_ = copy_.data();
+  WideVectors(const Problem& p, int64_t repeat) {
+    const DType arithmetic = arithmetic_of(p.dtype);
+    const int64_t bytes = p.cols * static_cast<int64_t>(size_of(arithmetic));
+    for (int j = 0; j < p.vectors(); ++j) {
+      const ConstVector& vector = p.vector[j];
+      data_[j] = vector.data;
+      if (vector.data == nullptr || (vector.dtype == arithmetic && repeat == 1)) continue;
+      char* copy = copies_[j].allocate(repeat * bytes);
+      chosen_set().widen(arithmetic, vector.dtype, vector.data, copy, p.cols);
+      for (int64_t i = 1; i < repeat; ++i) std::memcpy(copy + i * bytes, copy, bytes);
+      data_[j] = copy;
+    }
   }
 
-  const void* data() const { return data_; }
+  const void* const* data() const { return data_; }
 
  private:
-  const void* data_;
-  Scratch copy_;
+  const void* data_[Operations::most_vectors] = {};
+  Scratch copies_[Operations::most_vectors];
 };
 
-// One row of partial sums per chunk of folded rows, then their sum in that order.
+// For each vector's gradient one row of partial sums per chunk of folded rows, then their sum in that order.
 class ColumnSums {
  public:
-  ColumnSums(const Vector& total, DType dtype, int64_t rows, int64_t cols, const Fold& fold)
-      : total_(total),
-        arithmetic_(arithmetic_of(dtype)),
-        cols_(cols),
-        fold_(fold.size),
-        chunks_(Split(rows / fold.size, cols * fold.size).chunks() + (rows % fold.size != 0)) {
-    if (total.data == nullptr) return;
-    const int64_t bytes = chunks_ * fold_ * cols_ * size_of(arithmetic_);
-    partial_.allocate(bytes);
-    std::memset(partial_.data(), 0, bytes);
+  ColumnSums(const Backward& p, int64_t fold)
+      : p_(p),
+        arithmetic_(arithmetic_of(p.dtype)),
+        fold_(fold),
+        rows_(fold * (Split(p.rows / fold, p.cols * fold).chunks() + (p.rows % fold != 0))) {
+    const int64_t bytes = rows_ * p.cols * static_cast<int64_t>(size_of(arithmetic_));
+    for (int j = 0; j < p.vectors(); ++j) {
+      if (p.grad_vector[j].data != nullptr) std::memset(partial_[j].allocate(bytes), 0, bytes);
+    }
   }
 
   // sums of a chunk from one of its columns on, zero at first; null where they are not wanted
-  void* at(int64_t chunk, int64_t col) const {
-    return total_.data == nullptr ? nullptr : partial_.data() + (chunk * fold_ * cols_ + col) * size_of(arithmetic_);
+  std::array<void*, Operations::most_vectors> at(int64_t chunk, int64_t col) const {
+    std::array<void*, Operations::most_vectors> sums = {};
+    for (int j = 0; j < p_.vectors(); ++j) {
+      if (char* data = partial_[j].data()) sums[j] = data + (chunk * fold_ * p_.cols + col) * size_of(arithmetic_);
+    }
+    return sums;
   }
 
   void finish() const {
-    if (total_.data == nullptr) return;
-    const int64_t rows = chunks_ * fold_;
-    ::at::parallel_for(0, cols_, std::max<int64_t>(64, kGrain / rows), [&](int64_t begin, int64_t end) {
-      chosen_set().add_rows(arithmetic_, partial_.data() + begin * size_of(arithmetic_), rows, cols_, total_.dtype,
-                            static_cast<char*>(total_.data) + begin * size_of(total_.dtype), end - begin);
-    });
+    for (int j = 0; j < p_.vectors(); ++j) {
+      const Vector& total = p_.grad_vector[j];
+      if (total.data == nullptr) continue;
+      ::at::parallel_for(0, p_.cols, std::max<int64_t>(64, kGrain / rows_), [&](int64_t begin, int64_t end) {
+        chosen_set().add_rows(arithmetic_, partial_[j].data() + begin * size_of(arithmetic_), rows_, p_.cols,
+                              total.dtype, static_cast<char*>(total.data) + begin * size_of(total.dtype), end - begin);
+      });
+    }
   }
 
  private:
-  Vector total_;
+  const Backward& p_;
   DType arithmetic_;
-  int64_t cols_, fold_, chunks_;
-  Scratch partial_;
+  int64_t fold_, rows_;
+  Scratch partial_[Operations::most_vectors];
 };
 
 }  // namespace
 
-void bias_act_forward(const BiasActForward& problem) {
-  using Problem = BiasActForward;
+void forward(const Forward& problem) {
   const InstructionSet& set = chosen_set();
-  const Fold fold(problem, problem.bias.data != nullptr, problem.x, problem.out);
-  const WideBias bias(problem.bias, problem.dtype, problem.cols, fold.size);
-  const LargeOutput large_out(problem.out, problem.dtype, problem.rows, problem.cols, problem.huge_pages);
-  const auto run = [&](const Problem& p) {
-    parallel_tiles(p.rows, p.cols, [&](const Tile& tile) { set.bias_act_forward(p, bias.data(), tile); });
-  };
-  fold.for_each_part(problem, run, &Problem::x, &Problem::out);
+  const Fold fold(problem);
+  const WideVectors vectors(problem, fold.size);
+  HugePages pages(problem);
+  pages.advise(problem.out);
+  fold.for_each_part([&](const Forward& p) {
+    parallel_tiles(p.rows, p.cols, [&](const Tile& tile) { set.forward(p, vectors.data(), tile); });
+  });
 }
 
-void bias_act_backward(const BiasActBackward& problem) {
-  using Problem = BiasActBackward;
+void backward(const Backward& problem) {
   const InstructionSet& set = chosen_set();
-  const Fold fold(problem, problem.bias.data != nullptr, problem.x, problem.grad_out, problem.grad_x);
-  const WideBias bias(problem.bias, problem.dtype, problem.cols, fold.size);
-  const ColumnSums sums(problem.grad_bias, problem.dtype, problem.rows, problem.cols, fold);
-  const LargeOutput large_grad_x(problem.grad_x, problem.dtype, problem.rows, problem.cols, problem.huge_pages);
-  const auto run = [&](const Problem& p, int64_t chunk, int64_t col, const Tile& tile) {
-    set.bias_act_backward(p, bias.data(), sums.at(chunk, col), tile);
-  };
-  fold.for_each_backward_tile(problem, run, &Problem::grad_out, &Problem::x, &Problem::grad_x);
+  const Fold fold(problem);
+  const WideVectors vectors(problem, fold.size);
+  const ColumnSums sums(problem, fold.size);
+  HugePages pages(problem);
+  for (const Matrix& grad : problem.grad) pages.advise(grad);
+  fold.for_each_backward_tile([&](const Backward& p, int64_t chunk, int64_t col, const Tile& tile) {
+    set.backward(p, vectors.data(), sums.at(chunk, col).data(), tile);
+  });
   sums.finish();
-}
-
-void gated_act_forward(const GatedActForward& problem) {
-  using Problem = GatedActForward;
-  const InstructionSet& set = chosen_set();
-  const bool has_bias = problem.activated_bias.data != nullptr || problem.linear_bias.data != nullptr;
-  const Fold fold(problem, has_bias, problem.activated, problem.linear, problem.out);
-  const WideBias activated_bias(problem.activated_bias, problem.dtype, problem.cols, fold.size);
-  const WideBias linear_bias(problem.linear_bias, problem.dtype, problem.cols, fold.size);
-  const LargeOutput large_out(problem.out, problem.dtype, problem.rows, problem.cols, problem.huge_pages);
-  const auto run = [&](const Problem& p) {
-    parallel_tiles(p.rows, p.cols, [&](const Tile& tile) {
-      set.gated_act_forward(p, activated_bias.data(), linear_bias.data(), tile);
-    });
-  };
-  fold.for_each_part(problem, run, &Problem::activated, &Problem::linear, &Problem::out);
-}
-
-void gated_act_backward(const GatedActBackward& problem) {
-  using Problem = GatedActBackward;
-  const InstructionSet& set = chosen_set();
-  const bool has_bias = problem.activated_bias.data != nullptr || problem.linear_bias.data != nullptr;
-  const Fold fold(problem, has_bias, problem.activated, problem.linear, problem.grad_out, problem.grad_activated,
-                  problem.grad_linear);
-  const WideBias activated_bias(problem.activated_bias, problem.dtype, problem.cols, fold.size);
-  const WideBias linear_bias(problem.linear_bias, problem.dtype, problem.cols, fold.size);
-  const ColumnSums activated_sums(problem.grad_activated_bias, problem.dtype, problem.rows, problem.cols, fold);
-  const ColumnSums linear_sums(problem.grad_linear_bias, problem.dtype, problem.rows, problem.cols, fold);
-  const LargeOutput large_grad_activated(problem.grad_activated, problem.dtype, problem.rows, problem.cols,
-                                         problem.huge_pages);
-  const LargeOutput large_grad_linear(problem.grad_linear, problem.dtype, problem.rows, problem.cols,
-                                      problem.huge_pages);
-  const auto run = [&](const Problem& p, int64_t chunk, int64_t col, const Tile& tile) {
-    set.gated_act_backward(p, activated_bias.data(), linear_bias.data(), activated_sums.at(chunk, col),
-                           linear_sums.at(chunk, col), tile);
-  };
-  fold.for_each_backward_tile(problem, run, &Problem::grad_out, &Problem::activated, &Problem::linear,
-                              &Problem::grad_activated, &Problem::grad_linear);
-  activated_sums.finish();
-  linear_sums.finish();
 }
 
 }  // namespace gelu_ext::cpu

@@ -22,10 +22,10 @@ __attribute__((noinline)) void call(F& f, Args... args) {
 
 // f(precision, row, col, n) for every pack of the tile, in the order of memory: n elements, wide packs as long as they
 // are whole, then packs of one register.
-template <class Form, DType D, class F>
+template <class Act, DType D, class F>
 GELU_EXT_FN void for_each_pack(const Tile& tile, F&& f) {
   using Precision = typename PrecisionOf<D>::type;
-  using Wide = Packed<Precision, kWidth<Form, Precision>>;
+  using Wide = Packed<Precision, kWidth<Act, Precision>>;
   using Narrow = Packed<Precision, 1>;
   constexpr Whole<typename Wide::type> wide;
   constexpr Whole<typename Narrow::type> narrow;
@@ -52,11 +52,11 @@ GELU_EXT_FN T stream(const ConstMatrix& m, const Tile& tile, int64_t row, int64_
   return load<T>(src, n);
 }
 
-// The bias of a pack: -0 where there is none, since x + -0 is x for every x, -0 too.
+// A vector's numbers for a pack: -0 where there is no bias, since x + -0 is x for every x, -0 too.
 template <class P, class N>
-GELU_EXT_FN typename P::type bias_at(const void* bias, int64_t col, N n) {
+GELU_EXT_FN typename P::type vector_at(const void* vector, int64_t col, N n) {
   using T = typename P::type;
-  return bias == nullptr ? T(-0.0f) : load<T>(static_cast<const typename P::scalar*>(bias) + col, n);
+  return vector == nullptr ? T(-0.0f) : load<T>(static_cast<const typename P::scalar*>(vector) + col, n);
 }
 
 template <class P, class N>
@@ -66,88 +66,75 @@ GELU_EXT_FN void add_to(void* sum, int64_t col, const typename P::type& terms, N
   store(at, load<typename P::type>(at, n) + terms, n);
 }
 
-template <class Form, DType D>
-void bias_act_forward_tile(const BiasActForward& p, const void* bias, const Tile& tile) {
+// What an operation sees of a problem: one pack, at (row, col).
+template <class AnyProblem, class P, class S, class N>
+struct PackOf {
+  using T = typename P::type;
+
+  const AnyProblem& p;
+  const void* const* vectors;
+  const Tile& tile;
+  int64_t row, col;
+  N n;
+
+  template <int I>
+  GELU_EXT_FN T z(Index<I>) const {
+    return stream<T, S>(p.x[I], tile, row, col, n) + vector(Index<I>());
+  }
+  template <int J>
+  GELU_EXT_FN T vector(Index<J>) const {
+    return vector_at<P>(vectors[J], col, n);
+  }
+  template <int K>
+  GELU_EXT_FN T parameter(Index<K>) const {
+    return T(static_cast<typename P::scalar>(p.parameter[K]));
+  }
+  GELU_EXT_FN T grad_out() const { return stream<T, S>(p.grad_out, tile, row, col, n); }
+};
+
+// f(Index<i>()) for i below N, without a loop
+template <class F, int... I>
+GELU_EXT_FN void for_each_index(std::integer_sequence<int, I...>, const F& f) {
+  (f(Index<I>()), ...);
+}
+template <int N, class F>
+GELU_EXT_FN void for_each_index(const F& f) {
+  for_each_index(std::make_integer_sequence<int, N>(), f);
+}
+
+template <class Op, class Act, DType D>
+void forward_tile(const Forward& p, const void* const vectors[], const Tile& tile) {
   using S = typename StorageOf<D>::type;
-  for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
+  for_each_pack<Act, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
-    using T = typename P::type;
-    const T z = stream<T, S>(p.x, tile, row, col, n) + bias_at<P>(bias, col, n);
-    store(at<S>(p.out, row, col), Activation<Form, P>::value(z), n);
+    const PackOf<Forward, P, S, decltype(n)> in{p, vectors, tile, row, col, n};
+    store(at<S>(p.out, row, col), Op::template value<Activation<Act, P>>(in), n);
   });
 }
 
-template <class Form, DType D>
-void bias_act_backward_tile(const BiasActBackward& p, const void* bias, void* sum, const Tile& tile) {
+template <class Op, class Act, DType D>
+void backward_tile(const Backward& p, const void* const vectors[], void* const sums[], const Tile& tile) {
   using S = typename StorageOf<D>::type;
-  for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
+  for_each_pack<Act, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
-    using T = typename P::type;
-    const T z = stream<T, S>(p.x, tile, row, col, n) + bias_at<P>(bias, col, n);
-    const T grad_x = product(stream<T, S>(p.grad_out, tile, row, col, n), Activation<Form, P>::slope(z));
-    add_to<P>(sum, col, grad_x, n);
-    if (p.grad_x.data != nullptr) store(at<S>(p.grad_x, row, col), grad_x, n);
+    const PackOf<Backward, P, S, decltype(n)> in{p, vectors, tile, row, col, n};
+    const auto grad = Op::template gradients<Activation<Act, P>>(in);
+    for_each_index<Op::vectors>([&](auto j)
+                                    __attribute__((always_inline)) { add_to<P>(sums[j], col, grad.term[j], n); });
+    for_each_index<Op::operands>([&](auto i) __attribute__((always_inline)) {
+      if (p.grad[i].data != nullptr) store(at<S>(p.grad[i], row, col), grad.term[i], n);
+    });
   });
 }
 
-template <class Form, DType D>
-void gated_act_forward_tile(const GatedActForward& p, const void* activated_bias, const void* linear_bias,
-                            const Tile& tile) {
-  using S = typename StorageOf<D>::type;
-  for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
-    using P = decltype(precision);
-    using T = typename P::type;
-    const T z = stream<T, S>(p.activated, tile, row, col, n) + bias_at<P>(activated_bias, col, n);
-    const T value = Activation<Form, P>::value(z);
-    const T linear = stream<T, S>(p.linear, tile, row, col, n) + bias_at<P>(linear_bias, col, n);
-    store(at<S>(p.out, row, col), product(value, linear), n);
-  });
+inline void forward(const Forward& p, const void* const vectors[], const Tile& tile) {
+  with_types(
+      p, [&](auto op, auto act, auto dtype) { forward_tile<decltype(op), decltype(act), dtype()>(p, vectors, tile); });
 }
 
-template <class Form, DType D>
-void gated_act_backward_tile(const GatedActBackward& p, const void* activated_bias, const void* linear_bias,
-                             void* activated_sum, void* linear_sum, const Tile& tile) {
-  using S = typename StorageOf<D>::type;
-  for_each_pack<Form, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
-    using P = decltype(precision);
-    using T = typename P::type;
-    const T z = stream<T, S>(p.activated, tile, row, col, n) + bias_at<P>(activated_bias, col, n);
-    const auto both = Activation<Form, P>::value_and_slope(z);
-    const T grad_out = stream<T, S>(p.grad_out, tile, row, col, n);
-    const T linear = stream<T, S>(p.linear, tile, row, col, n) + bias_at<P>(linear_bias, col, n);
-    const T grad_activated = product(grad_out * linear, both.slope), grad_linear = product(grad_out, both.value);
-    add_to<P>(activated_sum, col, grad_activated, n);
-    add_to<P>(linear_sum, col, grad_linear, n);
-    if (p.grad_activated.data != nullptr) store(at<S>(p.grad_activated, row, col), grad_activated, n);
-    if (p.grad_linear.data != nullptr) store(at<S>(p.grad_linear, row, col), grad_linear, n);
-  });
-}
-
-// f(Form{}, integral_constant<DType>) for the problem's activation and dtype
-template <class Problem, class F>
-void with_types(const Problem& p, F&& f) {
-  with_dtype(p.dtype, [&](auto dtype) { with_activation(p.activation, [&](auto form) { f(form, dtype); }); });
-}
-
-inline void bias_act_forward(const BiasActForward& p, const void* bias, const Tile& tile) {
-  with_types(p, [&](auto form, auto dtype) { bias_act_forward_tile<decltype(form), dtype()>(p, bias, tile); });
-}
-
-inline void bias_act_backward(const BiasActBackward& p, const void* bias, void* sum, const Tile& tile) {
-  with_types(p, [&](auto form, auto dtype) { bias_act_backward_tile<decltype(form), dtype()>(p, bias, sum, tile); });
-}
-
-inline void gated_act_forward(const GatedActForward& p, const void* activated_bias, const void* linear_bias,
-                              const Tile& tile) {
-  with_types(p, [&](auto form, auto dtype) {
-    gated_act_forward_tile<decltype(form), dtype()>(p, activated_bias, linear_bias, tile);
-  });
-}
-
-inline void gated_act_backward(const GatedActBackward& p, const void* activated_bias, const void* linear_bias,
-                               void* activated_sum, void* linear_sum, const Tile& tile) {
-  with_types(p, [&](auto form, auto dtype) {
-    gated_act_backward_tile<decltype(form), dtype()>(p, activated_bias, linear_bias, activated_sum, linear_sum, tile);
+inline void backward(const Backward& p, const void* const vectors[], void* const sums[], const Tile& tile) {
+  with_types(p, [&](auto op, auto act, auto dtype) {
+    backward_tile<decltype(op), decltype(act), dtype()>(p, vectors, sums, tile);
   });
 }
 
@@ -190,6 +177,5 @@ inline void add_rows(DType arithmetic, const void* rows, int64_t count, int64_t 
 
 // constexpr: evaluated by the compiler, so that no code of this target region runs before it is chosen.
 constexpr InstructionSet table(const char* name, bool (*available)()) {
-  return {name,         available, bias_act_forward, bias_act_backward, gated_act_forward, gated_act_backward,
-          widen_vector, add_rows};
+  return {name, available, forward, backward, widen_vector, add_rows};
 }

@@ -8,13 +8,19 @@ namespace {
 constexpr int kSumColumns = 8;  // of a block: 32 bytes of a row of partial sums, the least that memory moves
 constexpr int kWarps = kThreads / 32;
 
+// A parameter of its kernel that stays where it is (__grid_constant__): a computed index into a copy of it would need
+// local memory.
+struct Totals {
+  Vector of[Operations::most_vectors];
+};
+
 // A thread adds every 32nd chunk, then the 4 threads of a warp that share a column, then the warps.
 template <class opmath_t>
 __global__ void __launch_bounds__(kThreads)
-    sum_chunks_kernel(const opmath_t* partials /* [vectors, chunks, cols] */, int chunks, int64_t cols, Vector total_0,
-                      Vector total_1) {
+    sum_chunks_kernel(const opmath_t* partials /* [vectors, chunks, cols] */, int chunks, int64_t cols,
+                      const __grid_constant__ Totals totals) {
   __shared__ double staged[kWarps][kSumColumns];
-  const Vector total = blockIdx.y == 0 ? total_0 : total_1;
+  const Vector& total = totals.of[blockIdx.y];
   if (total.data == nullptr) return;
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + thread % kSumColumns;
@@ -36,15 +42,16 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void sum_chunks(DType dtype, const void* partials, int chunks, int64_t cols, int vectors, const Vector (&totals)[2],
-                void* stream) {
-  const dim3 grid(static_cast<unsigned>((cols + kSumColumns - 1) / kSumColumns), static_cast<unsigned>(vectors));
-  if (dtype == DType::float64) {
+void sum_chunks(const Backward& p, const void* partials, int chunks, void* stream) {
+  const dim3 grid(static_cast<unsigned>((p.cols + kSumColumns - 1) / kSumColumns), static_cast<unsigned>(p.vectors()));
+  Totals totals;
+  std::copy(std::begin(p.grad_vector), std::end(p.grad_vector), totals.of);
+  if (p.dtype == DType::float64) {
     GELU_EXT_LAUNCH((sum_chunks_kernel<double>), grid, dim3(kThreads), stream, static_cast<const double*>(partials),
-                    chunks, cols, totals[0], totals[1]);
+                    chunks, p.cols, totals);
   } else {
     GELU_EXT_LAUNCH((sum_chunks_kernel<float>), grid, dim3(kThreads), stream, static_cast<const float*>(partials),
-                    chunks, cols, totals[0], totals[1]);
+                    chunks, p.cols, totals);
   }
 }
 

@@ -62,7 +62,7 @@ GELU_EXT_DEVICE void store_column_sums(typename Columns::Values sums, int64_t co
   }
 }
 
-// Bytes of partial sums for `vectors` bias gradients, laid out [vectors, chunks, cols] in opmath_t.
+// Bytes of partial sums for the gradients of `vectors` vectors, laid out [vectors, chunks, cols] in opmath_t.
 inline size_t partials_bytes(int vectors, const LaunchShape& shape, int64_t cols, DType dtype) {
   const size_t size = dtype == DType::float64 ? sizeof(double) : sizeof(float);
   return shape.chunks == 1 ? 0 : size * vectors * shape.chunks * cols;
@@ -84,8 +84,7 @@ void with_wanted(bool all_matrices, bool sums, F&& f) {
   }
 }
 
-// Launches the sums over chunks into the vectors that are wanted.
-void sum_chunks(DType dtype, const void* partials, int chunks, int64_t cols, int vectors, const Vector (&totals)[2],
-                void* stream);
+// Launches the sums over chunks into the vectors' gradients that are wanted.
+void sum_chunks(const Backward& p, const void* partials, int chunks, void* stream);
 
 }  // namespace gelu_ext::cuda

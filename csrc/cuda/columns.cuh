@@ -126,15 +126,10 @@ struct TypeTag {
   using type = T;
 };
 
-// Calls f with a value of the activation's struct and the TypeTag of the columns to use.
-template <class F>
-void with_kernel_types(DType dtype, int activation, bool vectors, F&& f) {
-  with_dtype(dtype, [&](auto d) {
-    with_activation(activation, [&](auto form) {
-      constexpr DType kDType = decltype(d)::value;
-      vectors ? f(form, TypeTag<VectorColumns<kDType>>{}) : f(form, TypeTag<ScalarColumns<kDType>>{});
-    });
-  });
+// Calls f with the TypeTag of the columns to use.
+template <DType D, class F>
+void with_columns(bool vectors, F&& f) {
+  vectors ? f(TypeTag<VectorColumns<D>>{}) : f(TypeTag<ScalarColumns<D>>{});
 }
 
 }  // namespace gelu_ext::cuda

@@ -11,7 +11,9 @@
 #include <cuda_runtime.h>
 #endif
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "../kernels.h"
 
@@ -34,13 +36,17 @@ struct Tuning {
   int unroll, blocks;
 };
 
+// What a tuning is asked for by the kernel itself; the launcher asks for Device::architecture, which is the same.
+#if defined(__CUDA_ARCH__)
+inline constexpr int kArchitecture = __CUDA_ARCH__;
+#else
+inline constexpr int kArchitecture = 0;
+#endif
+
 // The second argument of __launch_bounds__. Turing runs 1024 threads, all later ones at least 1536.
 constexpr int resident_blocks(Tuning tuning) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  return tuning.blocks < 4 ? tuning.blocks : 4;
-#else
-  return tuning.blocks;
-#endif
+  const int most = kArchitecture != 0 && kArchitecture < 800 ? 4 : 6;
+  return tuning.blocks < most ? tuning.blocks : most;
 }
 
 // A block is `lanes` threads along a row times kThreads / lanes rows. The grid is `tiles` blocks along a row times
@@ -92,9 +98,13 @@ using Output = Rows<char>;
 
 // Whether 16-byte access, and the arithmetic on addresses that goes with it, work in every row of every matrix.
 template <class... Matrices>
-bool vectors_fit(DType dtype, int64_t rows, int64_t cols, const Passes& passes, const Matrices&... matrices) {
-  return cols % elements_per_thread(dtype) == 0 && passes.full < INT32_MAX / kVectorBytes &&
-         (matrices.vectors_fit(rows, passes) && ...);
+bool vectors_fit(const Problem& p, const Passes& passes, const Matrices&... matrices) {
+  const auto all_fit = [&](const auto& those) {
+    return std::all_of(std::begin(those), std::end(those),
+                       [&](const auto& matrix) { return matrix.vectors_fit(p.rows, passes); });
+  };
+  return p.cols % elements_per_thread(p.dtype) == 0 && passes.full < INT32_MAX / kVectorBytes &&
+         (all_fit(matrices) && ...);
 }
 
 }  // namespace gelu_ext::cuda

@@ -74,27 +74,79 @@ GELU_EXT_DEVICE void walk_rows(const Passes& passes, Process process, const Inpu
   if constexpr (kUnroll > 1) walk_together<Columns, 1>(pass, end, process, kInputs, inputs...);
 }
 
-// This thread's elements of a bias. An absent bias is -0: x + -0 is x, of either sign of zero.
+// This thread's elements of a vector. An absent bias is -0: x + -0 is x, of either sign of zero.
 template <class Columns>
-GELU_EXT_DEVICE typename Columns::Values load_bias(const Columns& columns, const ConstVector& bias) {
+GELU_EXT_DEVICE typename Columns::Values load_vector(const Columns& columns, const ConstVector& vector) {
   using scalar_t = typename Columns::scalar_t;
   typename Columns::Values values;
 #pragma unroll
   for (int k = 0; k < Columns::count; ++k) values[k] = -0.0f;
-  if (bias.data == nullptr) return values;
-  if (bias.dtype == Columns::dtype && columns.fits(bias.data)) {
-    return columns.values(columns.load(static_cast<const scalar_t*>(bias.data) + columns.first));
+  if (vector.data == nullptr) return values;
+  if (vector.dtype == Columns::dtype && columns.fits(vector.data)) {
+    return columns.values(columns.load(static_cast<const scalar_t*>(vector.data) + columns.first));
   }
 #pragma unroll
   for (int k = 0; k < Columns::count; ++k) {
     if (!columns.has(k)) continue;
-    if (bias.dtype == Columns::dtype) {
-      values[k] = to_opmath(load_scalar(static_cast<const scalar_t*>(bias.data) + columns.column(k)));
+    if (vector.dtype == Columns::dtype) {
+      values[k] = to_opmath(load_scalar(static_cast<const scalar_t*>(vector.data) + columns.column(k)));
     } else {
-      values[k] = load_scalar(static_cast<const float*>(bias.data) + columns.column(k));
+      values[k] = load_scalar(static_cast<const float*>(vector.data) + columns.column(k));
     }
   }
   return values;
+}
+
+// The parameters of an operation, for its kernels.
+template <class Op, int = Op::parameters>
+struct Parameters {
+  double value[Op::parameters];
+
+  explicit Parameters(const Problem& p) { std::copy(p.parameter, p.parameter + Op::parameters, value); }
+};
+template <class Op>
+struct Parameters<Op, 0> {
+  explicit Parameters(const Problem&) {}
+};
+
+// T, once for each index of a sequence.
+template <class T, int>
+using OfEach = T;
+
+// What an operation sees: element k of the operands' rows and of the vectors; grad_out in a backward.
+template <class Op, class Values>
+struct Element {
+  using T = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<const Values&>()[0])>>;
+
+  int k;
+  const Values (&x)[Op::operands], (&vectors)[Op::vectors];
+  const Parameters<Op>& parameters;
+  const Values* grads;
+
+  template <int I>
+  GELU_EXT_DEVICE T z(Index<I>) const {
+    return x[I].value[k] + vectors[I].value[k];
+  }
+  template <int J>
+  GELU_EXT_DEVICE T vector(Index<J>) const {
+    return vectors[J].value[k];
+  }
+  template <int K>
+  GELU_EXT_DEVICE T parameter(Index<K>) const {
+    return static_cast<T>(parameters.value[K]);
+  }
+  GELU_EXT_DEVICE T grad_out() const { return grads->value[k]; }
+};
+template <class Op, class Values>
+GELU_EXT_DEVICE Element<Op, Values> element(int k, const Values (&x)[Op::operands],
+                                            const Values (&vectors)[Op::vectors], const Parameters<Op>& parameters) {
+  return {k, x, vectors, parameters, nullptr};
+}
+template <class Op, class Values>
+GELU_EXT_DEVICE Element<Op, Values> element(int k, const Values (&x)[Op::operands],
+                                            const Values (&vectors)[Op::vectors], const Parameters<Op>& parameters,
+                                            const Values& grads) {
+  return {k, x, vectors, parameters, &grads};
 }
 
 }  // namespace gelu_ext::cuda
