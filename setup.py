@@ -47,7 +47,10 @@ setup(
     # An installed package carries its sources, for gelu_ext.jit.load().
     packages=[*find_packages(include=["gelu_ext", "gelu_ext.*"]), "gelu_ext.csrc"],
     package_dir={"gelu_ext.csrc": "csrc"},
-    package_data={"gelu_ext.csrc": [f"{folder}*.{kind}" for folder in ("", "cpu/", "cuda/") for kind in SOURCES]},
+    package_data={
+        "gelu_ext": ["py.typed", "*.pyi"],
+        "gelu_ext.csrc": [f"{folder}*.{kind}" for folder in ("", "cpu/", "cuda/") for kind in SOURCES],
+    },
     include_package_data=False,
     ext_modules=[Extension("gelu_ext._C", [os.path.relpath(path) for path in _build.sources(cuda=False)])],
     cmdclass={"build_ext": build_ext},

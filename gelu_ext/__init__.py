@@ -1,12 +1,14 @@
 """Fused bias+GELU and GeGLU for PyTorch: hand-written CUDA and CPU kernels, forward and backward."""
 
 from . import _fake, _native, jit, memory
+from ._activations import activations
 from ._build import __version__
 from ._info import build_info
-from .activation import GELU, register_with_transformers
-from .functional import bias_gelu, geglu, gelu_mul
-from .mlp import GEGLUMLP, MLP, geglu_mlp, gelu_mul_mlp, mlp
-from .modules import GEGLU, BiasGELU
+from .functional import act_mul, bias_act, bias_gelu, geglu, gelu_mul, glu
+from .hf import register_with_transformers
+from .linear import interleave_halves
+from .mlp import geglu_mlp, gelu_mul_mlp, mlp
+from .modules import GEGLU, GEGLUMLP, GELU, MLP, BiasGELU
 from .patch import patch, patched, unpatch
 
 # Once the operators exist, at import or after jit.load().
@@ -19,12 +21,17 @@ __all__ = [
     "MLP",
     "BiasGELU",
     "__version__",
+    "act_mul",
+    "activations",
+    "bias_act",
     "bias_gelu",
     "build_info",
     "geglu",
     "geglu_mlp",
     "gelu_mul",
     "gelu_mul_mlp",
+    "glu",
+    "interleave_halves",
     "jit",
     "memory",
     "mlp",

@@ -21,7 +21,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-__version__ = "0.1.0"  # its one home: pyproject.toml reads it from here
+__version__ = "0.2.0"  # its one home: pyproject.toml reads it from here
 
 # Turing to Blackwell, and PTX of the last for what comes later. Used where no GPU is visible to ask.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")

@@ -13,42 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def _gradient(t: Tensor | None, x: Tensor, needed: bool) -> Tensor:
-    """A gradient that is not needed is an empty tensor of one dimension, see csrc/ops.h."""
-    if needed and t is not None:
-        return t.new_empty(t.shape)
-    return x.new_empty((0,))
+from ._operations import OPERATIONS, Operation
 
 
-def _bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    return x.new_empty(x.shape)
+def _forward(op: Operation) -> Callable[..., Tensor]:
+    def fake(x: Tensor, *rest: Any) -> Tensor:
+        return x.new_empty(x.shape if op.halves == 1 else (*x.shape[:-1], x.shape[-1] // op.halves))
+
+    return fake
 
 
-def _geglu(x: Tensor, bias: Tensor | None, approximate: str, activated: str) -> Tensor:
-    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+def _backward(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
+    count = len(op.tensors)
 
+    def fake(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        tensors, needs = rest[:count], rest[-1]
+        # A gradient that is not needed is an empty tensor of one dimension, see csrc/ops.h.
+        return tuple(
+            t.new_empty(t.shape) if need and t is not None else rest[0].new_empty((0,))
+            for t, need in zip(tensors, needs, strict=True)
+        )
 
-def _gelu_mul(activated: Tensor, linear: Tensor, approximate: str) -> Tensor:
-    return activated.new_empty(activated.shape)
-
-
-def _bias_gelu_backward(
-    grad_out: Tensor, x: Tensor, bias: Tensor | None, approximate: str, needs_x: bool, needs_bias: bool
-) -> tuple[Tensor, Tensor]:
-    return _gradient(x, x, needs_x), _gradient(bias, x, needs_bias)
-
-
-def _geglu_backward(
-    grad_out: Tensor, x: Tensor, bias: Tensor | None, approximate: str, activated: str, needs_x: bool, needs_bias: bool
-) -> tuple[Tensor, Tensor]:
-    return _gradient(x, x, needs_x), _gradient(bias, x, needs_bias)
-
-
-def _gelu_mul_backward(
-    grad_out: Tensor, activated: Tensor, linear: Tensor, approximate: str, needs_activated: bool, needs_linear: bool
-) -> tuple[Tensor, Tensor]:
-    return _gradient(activated, activated, needs_activated), _gradient(linear, activated, needs_linear)
+    return fake
 
 
 def _after_sharding_rules(fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,5 +50,6 @@ def _after_sharding_rules(fake: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def register() -> None:
-    for fake in (_bias_gelu, _geglu, _gelu_mul, _bias_gelu_backward, _geglu_backward, _gelu_mul_backward):
-        torch.library.register_fake(f"gelu_ext::{fake.__name__.removeprefix('_')}", _after_sharding_rules(fake))
+    for op in OPERATIONS.values():
+        torch.library.register_fake(f"gelu_ext::{op.name}", _after_sharding_rules(_forward(op)))
+        torch.library.register_fake(f"gelu_ext::{op.name}_backward", _after_sharding_rules(_backward(op)))

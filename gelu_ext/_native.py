@@ -17,10 +17,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch  # before the compiled module, which links to libraries that this loads
 
 from . import _build
+
+if TYPE_CHECKING:
+    from ._C import *  # noqa: F403 (what loading binds into this module)
 
 module: ModuleType | None = None
 facts: dict[str, str | None] = {}  # what the build recorded
@@ -136,7 +140,7 @@ def import_from(path: Path, name: str) -> ModuleType:
 
 def registered_by_another() -> bool:
     """Whether the operators are there although this package has loaded nothing: loading would abort the process."""
-    return "gelu_ext::bias_gelu" in torch._C._dispatch_get_all_op_names()
+    return any(name.startswith("gelu_ext::") for name in torch._C._dispatch_get_all_op_names())
 
 
 def _compiled(folder: Path) -> Path | None:

@@ -11,12 +11,13 @@ Each call takes the first path that is right for it:
 5. Otherwise the Function. It saves its inputs and nothing else, and honours ``needs_input_grad``. Its backward is one
    native call, except where the backward itself must be differentiable (double backward): there it is the composite.
 
-Steps 3 to 5 are also what the registered operators do under autograd, so calling ``torch.ops.gelu_ext`` directly, or
-through a compiled or an exported graph, is the same.
+All of it is made from the table of operations. Steps 3 to 5 are also what the registered operators do under autograd,
+so calling ``torch.ops.gelu_ext`` directly, or through a compiled or an exported graph, is the same.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,9 @@ from torch.autograd import Function, forward_ad
 from torch.overrides import handle_torch_function
 
 from . import _composite, _native
+from ._activations import ACTIVATIONS
+from ._checks import gelu_named
+from ._operations import OPERATIONS, Operation
 
 _ops = torch.ops.gelu_ext
 _is_compiling = torch.compiler.is_compiling
@@ -33,101 +37,154 @@ _has_torch_function = torch.overrides.has_torch_function_variadic
 _in_functorch = torch._C._functorch.peek_interpreter_stack
 
 
-def _in_transform() -> bool:
+def in_transform() -> bool:
     return _in_functorch() is not None or forward_ad._current_level >= 0
 
 
-def _apply(function: type[Function]) -> Callable[..., Any]:
-    """``function.apply`` without its Python part (1.3 us of 5), whose questions are about functorch transforms."""
-    return super(Function, function).apply
+# The steps of one operation, written out for its arguments: passing them on as *args would cost as much as the kernel.
+_STEPS = """
+def forward(ctx, {args}):
+    ctx.save_for_backward({tensors})
+    ctx.names = ({names},)
+    return _native.{name}_forward({args})
 
+def backward(ctx, grad_out):
+    {tensors} = ctx.saved_tensors
+    {names}, = ctx.names
+    if torch.is_grad_enabled():
+        needs = ctx.needs_input_grad[:{count}]
+        grads = _composite.vjp(lambda *views: composite(*views, {names}), ({tensors}), grad_out, needs)
+    else:
+        grads = _native.{name}_backward(grad_out, {args}, ctx.needs_input_grad)
+    return grads + of_names
 
-class _BiasGelu(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-        ctx.save_for_backward(x, bias)
-        ctx.approximate = approximate
-        return _native.bias_gelu_forward(x, bias, approximate)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias = ctx.saved_tensors
-        form, (needs_x, needs_bias, _) = ctx.approximate, ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            grads = _composite.vjp(_composite.bias_gelu, (x, bias), (form,), grad_out, (needs_x, needs_bias))
-        else:
-            grads = _native.bias_gelu_backward(grad_out, x, bias, form, needs_x, needs_bias)
-        return *grads, None
-
-
-class _Geglu(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, approximate: str, activated: str) -> Tensor:
-        ctx.save_for_backward(x, bias)
-        ctx.forms = approximate, activated
-        return _native.geglu_forward(x, bias, approximate, activated)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias = ctx.saved_tensors
-        forms, (needs_x, needs_bias, *_) = ctx.forms, ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            grads = _composite.vjp(_composite.geglu, (x, bias), forms, grad_out, (needs_x, needs_bias))
-        else:
-            grads = _native.geglu_backward(grad_out, x, bias, *forms, needs_x, needs_bias)
-        return *grads, None, None
-
-
-class _GeluMul(Function):
-    @staticmethod
-    def forward(ctx: Any, activated: Tensor, linear: Tensor, approximate: str) -> Tensor:
-        ctx.save_for_backward(activated, linear)
-        ctx.approximate = approximate
-        return _native.gelu_mul_forward(activated, linear, approximate)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        activated, linear = ctx.saved_tensors
-        form, (needs_activated, needs_linear, _) = ctx.approximate, ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            inputs, needs = (activated, linear), (needs_activated, needs_linear)
-            grads = _composite.vjp(_composite.gelu_mul, inputs, (form,), grad_out, needs)
-        else:
-            grads = _native.gelu_mul_backward(grad_out, activated, linear, form, needs_activated, needs_linear)
-        return *grads, None
-
-
-_apply_bias_gelu, _apply_geglu, _apply_gelu_mul = _apply(_BiasGelu), _apply(_Geglu), _apply(_GeluMul)
-
-
-# Steps 3 to 5.
-
-
-def _bias_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
-    out = _native.bias_gelu(x, bias, approximate)
+def steps_3_to_5(public, {args}):
+    out = _native.{name}(public, {args})
     if out is not None:
         return out
-    if _in_transform():
-        return _composite.bias_gelu(x, bias, approximate)
-    return _apply_bias_gelu(x, bias, approximate)
+    if in_transform():
+        return composite({args})
+    return apply({args})
 
-
-def _geglu(x: Tensor, bias: Tensor | None, approximate: str, activated: str) -> Tensor:
-    out = _native.geglu(x, bias, approximate, activated)
+def all_steps(public, {args}):
+    if _is_compiling():
+        return _ops.{name}({args})
+    if _has_torch_function({tensors}):
+        return _overridden(op, public, ({args},))
+    out = _native.{name}(public, {args})
     if out is not None:
         return out
-    if _in_transform():
-        return _composite.geglu(x, bias, approximate, activated)
-    return _apply_geglu(x, bias, approximate, activated)
+    if in_transform():
+        return composite({args})
+    return apply({args})
+"""
 
 
-def _gelu_mul(activated: Tensor, linear: Tensor, approximate: str) -> Tensor:
-    out = _native.gelu_mul(activated, linear, approximate)
-    if out is not None:
-        return out
-    if _in_transform():
-        return _composite.gelu_mul(activated, linear, approximate)
-    return _apply_gelu_mul(activated, linear, approximate)
+def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """(all steps, steps 3 to 5): called with the name of the public function, the tensors and the names."""
+    tensors, names = ", ".join(op.tensors), ", ".join(op.names)
+    source = _STEPS.format(
+        name=op.name, args=f"{tensors}, {names}", tensors=tensors, names=names, count=len(op.tensors)
+    )
+    home = {**globals(), "op": op, "composite": op.composite, "of_names": (None,) * len(op.names)}
+    exec(compile(source, f"<the steps of {op.name}, from {__file__}>", "exec"), home)
+    members = {name: staticmethod(home[name]) for name in ("forward", "backward")}
+    function = type(Function)(op.name, (Function,), members)
+    # function.apply without its Python part (1.3 us of 5), whose questions are about functorch transforms.
+    home["apply"] = super(Function, function).apply
+    return home["all_steps"], home["steps_3_to_5"]
+
+
+def _overridden(op: Operation, public: str, args: tuple[Any, ...]) -> Any:
+    """Step 2: who overrides it sees the public function, called as its signature says."""
+    tensors, names = args[: len(op.tensors)], dict(zip(op.names, args[len(op.tensors) :], strict=True))
+    if public == op.gelu:
+        names = {"approximate": ACTIVATIONS[names.pop("activation")].approximate, **names}
+        tensors = tensors[:2]
+    return handle_torch_function(globals()[public], tensors, *tensors, **names)
+
+
+_WRITTEN_OUT = {op.name: _written_out(op) for op in OPERATIONS.values()}
+CALLS = {name: all_steps for name, (all_steps, _) in _WRITTEN_OUT.items()}
+_bias_act, _glu, _act_mul = CALLS["bias_act"], CALLS["glu"], CALLS["act_mul"]
+
+
+def bias_act(x: Tensor, bias: Tensor | None = None, *, activation: str) -> Tensor:
+    r"""``act(x + bias)`` for any activation of :func:`gelu_ext.activations`.
+
+    ``x + bias`` is formed and the activation computed in float32 (float64 for float64 tensors) and rounded once, at the
+    end. Formulas and sources: ``print(gelu_ext.activations())`` (GELU: arXiv:1606.08415).
+
+    Args:
+        x: ``[..., C]``, float64, float32, float16 or bfloat16, of any strides.
+        bias: ``[C]`` or None, of x's dtype or float32, on x's device.
+        activation: its name.
+
+    Returns:
+        A new contiguous tensor of x's shape and dtype. Gradients of x and bias come from one pass over the data; the
+        sum for the bias runs in float32 (float64) in a fixed order and has the bias's dtype.
+
+    Raises:
+        ValueError: unknown ``activation``, or a bias whose shape is not ``[C]``.
+        TypeError: not a tensor, or a dtype other than the above.
+        RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+    """
+    return _bias_act("bias_act", x, bias, activation)
+
+
+def glu(x: Tensor, bias: Tensor | None = None, *, activation: str, activated: str = "second") -> Tensor:
+    r"""A gated linear unit of a packed tensor: with ``a, b = (x + bias).chunk(2, -1)``,
+
+    - ``activated="second"``: ``a * act(b)``, as ``torch.nn.functional.glu`` and diffusers order their halves;
+    - ``activated="first"``: ``act(a) * b``, as Megatron, ModernBERT and vLLM do.
+
+    (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202.)
+
+    Args:
+        x: ``[..., 2H]``, float64, float32, float16 or bfloat16, of any strides.
+        bias: ``[2H]`` or None, of x's dtype or float32, on x's device.
+        activation: the name of any of :func:`gelu_ext.activations`.
+        activated: which half it is applied to, ``"second"`` or ``"first"``.
+
+    Returns:
+        A new contiguous tensor ``[..., H]`` of x's dtype.
+
+    Raises:
+        ValueError: unknown ``activation`` or ``activated``, an odd width, or a bias whose shape is not ``[2H]``.
+        TypeError: not a tensor, or a dtype other than the above.
+        RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+    """
+    return _glu("glu", x, bias, activation, activated)
+
+
+def act_mul(
+    activated: Tensor,
+    linear: Tensor,
+    activated_bias: Tensor | None = None,
+    linear_bias: Tensor | None = None,
+    *,
+    activation: str,
+) -> Tensor:
+    r"""``act(activated + activated_bias) * (linear + linear_bias)``: a gated linear unit of two tensors.
+
+    (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202.)
+
+    Args:
+        activated: ``[..., H]``, float64, float32, float16 or bfloat16, of any strides.
+        linear: of the same shape, dtype and device, of any strides.
+        activated_bias: ``[H]`` or None, of the tensors' dtype or float32.
+        linear_bias: likewise.
+        activation: the name of any of :func:`gelu_ext.activations`.
+
+    Returns:
+        A new contiguous tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: unknown ``activation``, shapes that differ, or a bias whose shape is not ``[H]``.
+        TypeError: not tensors, a dtype other than the above, or dtypes that differ.
+        RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+    """
+    return _act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation)
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none") -> Tensor:
@@ -156,11 +213,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    if _is_compiling():
-        return _ops.bias_gelu(x, bias, approximate)
-    if _has_torch_function(x, bias):
-        return handle_torch_function(bias_gelu, (x, bias), x, bias, approximate=approximate)
-    return _bias_gelu(x, bias, approximate)
+    return _bias_act("bias_gelu", x, bias, gelu_named("bias_gelu", approximate))
 
 
 def geglu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none", activated: str = "second") -> Tensor:
@@ -186,11 +239,7 @@ def geglu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none", a
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    if _is_compiling():
-        return _ops.geglu(x, bias, approximate, activated)
-    if _has_torch_function(x, bias):
-        return handle_torch_function(geglu, (x, bias), x, bias, approximate=approximate, activated=activated)
-    return _geglu(x, bias, approximate, activated)
+    return _glu("geglu", x, bias, gelu_named("geglu", approximate), activated)
 
 
 def gelu_mul(activated: Tensor, linear: Tensor, *, approximate: str = "none") -> Tensor:
@@ -212,37 +261,65 @@ def gelu_mul(activated: Tensor, linear: Tensor, *, approximate: str = "none") ->
         TypeError: not tensors, a dtype other than the above, or dtypes that differ.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    if _is_compiling():
-        return _ops.gelu_mul(activated, linear, approximate)
-    if _has_torch_function(activated, linear):
-        return handle_torch_function(gelu_mul, (activated, linear), activated, linear, approximate=approximate)
-    return _gelu_mul(activated, linear, approximate)
+    return _act_mul("gelu_mul", activated, linear, None, None, gelu_named("gelu_mul", approximate))
 
 
-# What the operators of torch.ops.gelu_ext do for autograd and vmap. The public functions do not come by here: their
-# calls enter below these dispatch keys.
+def elementwise(x: Tensor, activation: str) -> Tensor:
+    """``act(x)`` in x's own order of memory (channels_last, a transposed sequence), as F.gelu keeps it."""
+    for there, back in _ORDERS.get(x.dim(), ()):
+        if not x.is_contiguous() and x.permute(there).is_contiguous():
+            return bias_act(x.permute(there), activation=activation).permute(back)
+    return bias_act(x, activation=activation)
 
 
-def _backward_operator(name: str, composite: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+# Orders of memory that models use: channels last, a transposed sequence. (No sorting of strides: they may be symbols.)
+_ORDERS = {
+    2: (((1, 0), (1, 0)),),
+    3: (((0, 2, 1), (0, 2, 1)), ((1, 0, 2), (1, 0, 2))),
+    4: (((0, 2, 3, 1), (0, 3, 1, 2)), ((0, 2, 1, 3), (0, 2, 1, 3))),
+    5: (((0, 2, 3, 4, 1), (0, 4, 1, 2, 3)),),
+}
+
+
+# --- what the operators of torch.ops.gelu_ext do for autograd and vmap ------------------------------------------------
+#
+# The public functions do not come by here: their calls enter below these dispatch keys.
+
+
+def _backward_operator(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
     """Autograd for ``<name>_backward``: differentiable where it must be."""
-    operator = getattr(_ops, f"{name}_backward").default
+    operator, count = getattr(_ops, f"{op.name}_backward").default, len(op.tensors)
 
-    def kernel(grad_out: Tensor, a: Tensor, b: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-        *options, needs_a, needs_b = rest
-        tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (grad_out, a, b))
-        if not (tracked or _in_transform()):
+    def kernel(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        tensors, names, needs = args[:count], args[count:-1], args[-1]
+        tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (grad_out, *tensors))
+        if not (tracked or in_transform()):
             with torch._C._AutoDispatchBelowAutograd():
-                return operator(grad_out, a, b, *rest)
+                return operator(grad_out, *args)
         if _in_functorch() is not None:
             raise RuntimeError(
-                f"gelu_ext.{name}_backward: expected a call outside of functorch transforms, differentiate "
-                f"gelu_ext.{name} instead"
+                f"gelu_ext.{op.name}_backward: expected a call outside of functorch transforms, differentiate "
+                f"gelu_ext.{op.name} instead"
             )
-        needs = needs_a, needs_b and b is not None
-        grads = _composite.vjp(composite, (a, b), tuple(options), grad_out, needs)
-        return tuple(a.new_empty((0,)) if grad is None else grad for grad in grads)
+        needs = [need and t is not None for t, need in zip(tensors, needs, strict=True)]
+        grads = _composite.vjp(lambda *views: op.composite(*views, *names), tensors, grad_out, needs)
+        return tuple(tensors[0].new_empty((0,)) if grad is None else grad for grad in grads)
 
     return kernel
+
+
+# The operators of the first release, for graphs that were exported with it.
+_GELU_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "bias_gelu(Tensor x, Tensor? bias, str approximate) -> Tensor": lambda x, bias, approximate: _ops.bias_act(
+        x, bias, gelu_named("bias_gelu", approximate)
+    ),
+    "geglu(Tensor x, Tensor? bias, str approximate, str activated) -> Tensor": (
+        lambda x, bias, approximate, activated: _ops.glu(x, bias, gelu_named("geglu", approximate), activated)
+    ),
+    "gelu_mul(Tensor activated, Tensor linear, str approximate) -> Tensor": lambda activated, linear, approximate: (
+        _ops.act_mul(activated, linear, None, None, gelu_named("gelu_mul", approximate))
+    ),
+}
 
 
 def _register_operators() -> None:
@@ -251,15 +328,12 @@ def _register_operators() -> None:
     native: Any = _native.module
     native._registrations = None
     native._registrations = library = torch.library.Library("gelu_ext", "FRAGMENT")
-    for function, composite in (
-        (_bias_gelu, _composite.bias_gelu),
-        (_geglu, _composite.geglu),
-        (_gelu_mul, _composite.gelu_mul),
-    ):
-        name = composite.__name__
-        library.impl(name, function, "Autograd")
-        library.impl(name, composite, "FuncTorchBatched")
-        library.impl(f"{name}_backward", _backward_operator(name, composite), "Autograd")
+    for op in OPERATIONS.values():
+        library.impl(op.name, functools.partial(_WRITTEN_OUT[op.name][1], op.name), "Autograd")
+        library.impl(op.name, op.composite, "FuncTorchBatched")
+        library.impl(f"{op.name}_backward", _backward_operator(op), "Autograd")
+    for schema, body in _GELU_OPERATORS.items():
+        library.impl(library.define(schema), body, "CompositeImplicitAutograd")
 
 
 _native.on_load(_register_operators)

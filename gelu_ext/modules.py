@@ -1,12 +1,37 @@
-"""``nn.Module`` shells over the public functions, to stand where a model has an activation."""
+"""``nn.Module`` shells over the public functions: the activation alone, with a bias, gated, and whole MLPs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from . import _composite
-from .functional import bias_gelu, geglu
+from ._activations import GELUS
+from ._checks import check_activated, check_approximate, check_bool
+from .functional import bias_gelu, elementwise, geglu
+from .linear import is_plain_linear
+from .mlp import geglu_mlp, mlp
+
+
+class GELU(nn.Module):
+    """``gelu(x)``: replaces ``nn.GELU``, with quick GELU as a third form.
+
+    Args:
+        approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
+
+    Raises:
+        ValueError: unknown ``approximate``.
+    """
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__()
+        check_approximate("GELU", approximate)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return elementwise(x, GELUS[self.approximate])
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
 
 
 def _bias_parameter(
@@ -35,7 +60,7 @@ class BiasGELU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _composite.check_form("BiasGELU", approximate)
+        check_approximate("BiasGELU", approximate)
         super().__init__()
         self.features = features
         self.approximate = approximate
@@ -70,8 +95,8 @@ class GEGLU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _composite.check_form("GEGLU", approximate)
-        _composite.check_half("GEGLU", activated)
+        check_approximate("GEGLU", approximate)
+        check_activated("GEGLU", activated)
         super().__init__()
         self.features = features
         self.approximate = approximate
@@ -83,3 +108,117 @@ class GEGLU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"features={self.features}, approximate={self.approximate!r}, activated={self.activated!r}"
+
+
+class _TwoLinears(nn.Module):
+    """fc1 and fc2, so that the state_dict has the names of a plain stack of Linears."""
+
+    def __init__(
+        self,
+        in_features: int,
+        fc1_features: int,
+        hidden_features: int,
+        out_features: int | None,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, fc1_features, bias=bias, device=device, dtype=dtype)
+        out_features = in_features if out_features is None else out_features
+        self.fc2 = nn.Linear(hidden_features, out_features, bias=bias, device=device, dtype=dtype)
+
+    def _is_plain(self) -> bool:
+        return is_plain_linear(self.fc1) and is_plain_linear(self.fc2)
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+
+
+class MLP(_TwoLinears):
+    """``fc2(gelu(fc1(x)))`` through :func:`gelu_ext.mlp`; parameters ``fc1.weight``, ``fc1.bias``, ``fc2.weight``, ...
+
+    Where fc1 or fc2 has been wrapped, hooked or quantised, it is called as a module and the activation alone is fused.
+
+    Args:
+        in_features: C.
+        hidden_features: H.
+        out_features: D; C if None.
+        bias: whether both layers have a bias.
+        approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
+        recompute: keep the pre-activation only, see :func:`gelu_ext.mlp`.
+        device, dtype: of the parameters, initialised as nn.Linear's.
+
+    Raises:
+        ValueError: unknown ``approximate``.
+        TypeError: ``recompute`` not a bool.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int | None = None,
+        *,
+        bias: bool = True,
+        approximate: str = "none",
+        recompute: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_approximate("MLP", approximate)
+        check_bool("MLP", "recompute", recompute)
+        super().__init__(in_features, hidden_features, hidden_features, out_features, bias, device, dtype)
+        self.approximate = approximate
+        self.recompute = recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._is_plain():
+            return mlp(x, *self._tensors(), approximate=self.approximate, recompute=self.recompute)
+        return self.fc2(bias_gelu(self.fc1(x), approximate=self.approximate))
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}, recompute={self.recompute}"
+
+
+class GEGLUMLP(_TwoLinears):
+    """``fc2(geglu(fc1(x)))`` through :func:`gelu_ext.geglu_mlp`, with fc1 of ``2 * hidden_features`` rows.
+
+    Args:
+        in_features, hidden_features, out_features, bias, approximate, recompute, device, dtype: as of :class:`MLP`.
+        activated: which half goes through GELU, ``"second"`` or ``"first"``, see :func:`gelu_ext.geglu`.
+
+    Raises:
+        ValueError: unknown ``approximate`` or ``activated``.
+        TypeError: ``recompute`` not a bool.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int | None = None,
+        *,
+        bias: bool = True,
+        approximate: str = "none",
+        activated: str = "second",
+        recompute: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_approximate("GEGLUMLP", approximate)
+        check_activated("GEGLUMLP", activated)
+        check_bool("GEGLUMLP", "recompute", recompute)
+        super().__init__(in_features, 2 * hidden_features, hidden_features, out_features, bias, device, dtype)
+        self.approximate = approximate
+        self.activated = activated
+        self.recompute = recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        forms = {"approximate": self.approximate, "activated": self.activated}
+        if self._is_plain():
+            return geglu_mlp(x, *self._tensors(), **forms, recompute=self.recompute)
+        return self.fc2(geglu(self.fc1(x), **forms))
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}, activated={self.activated!r}, recompute={self.recompute}"

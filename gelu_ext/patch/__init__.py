@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from .. import _native
+from .._activations import ACTIVATIONS
+from .._checks import check_bool
 from . import swap
 from .find import Block, Search, Site
-from .forms import FORM_NAMES, form_of
+from .forms import form_of
 from .plan import Plan, Step, is_linear_like
 from .proof import Proof, copy_of, place_of, prove, random_input
 from .report import Fused, LeftAlone, Report
@@ -55,8 +57,7 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: expected model to be an nn.Module, got {type(model).__name__}")
     for name, flag in (("recompute", recompute), ("verify", verify)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"patch: expected {name} to be a bool, got {flag!r}")
+        check_bool("patch", name, flag)
     _native.require()
     unpatch(model)
     report = Report()
@@ -90,15 +91,14 @@ def _swap_blocks(search: Search, verify: bool, report: Report) -> set[Site]:
 
 def _rows(block: Block, proof: Proof) -> Iterator[Fused]:
     for step in block.plan.fused:
-        nodes = {"bias_gelu": "mlp", "geglu": "geglu_mlp", "gelu_mul": "gelu_mul_mlp"}
-        op = nodes[step.op] if step.recompute else step.op
         bias = "fused" if step.takes_bias else "none" if step.why_not == "none" else "kept"
         note = step.why_not if bias == "kept" else ""
         between = [block.module.get_submodule(path) for path in step.between]
         if step.recompute and any(isinstance(module, nn.Dropout) and module.p > 0 for module in between):
             note = "recomputes where no dropout is active"
         kept = proof.eager_bytes, proof.fused_bytes
-        yield Fused(block.name, step.form, op, bias, *kept, step.approximate, step.activated, note)
+        approximate = ACTIVATIONS[step.activation].approximate
+        yield Fused(block.name, step.form, step.function, bias, *kept, approximate, step.activated, note)
 
 
 def _swap_activations(search: Search, verify: bool, served: set[Site], report: Report) -> None:
@@ -110,44 +110,48 @@ def _swap_activations(search: Search, verify: bool, served: set[Site], report: R
             if found is None or id(activation) in done or (id(owner), name) in served:
                 continue
             path = f"{owner_path}.{name}" if owner_path else name
-            if found.form is not None:
+            if found.activation is not None:
                 done.add(id(activation))
                 reason = search.reasons.get((id(owner), name), "no Linear before it")
-                _swap_activation(path, activation, found.form, reason, _place(owner), verify, report)
+                _swap_activation(path, activation, found.activation, reason, _place(owner), verify, report)
             elif any(is_linear_like(child) for child in owner.children()):
                 done.add(id(activation))
                 report.left_alone.append(
                     LeftAlone(path, type(activation).__name__, f"computes {found.other}, not GELU")
                 )
     found = search.activations.get(id(search.model))
-    if found and found.form:
-        _swap_activation("", search.model, found.form, "no Linear before it", _place(search.model), verify, report)
+    if found and found.activation:
+        _swap_activation(
+            "", search.model, found.activation, "no Linear before it", _place(search.model), verify, report
+        )
     for path, module, reason in search.not_understood:
         report.left_alone.append(LeftAlone(path or "(the model)", type(module).__name__, reason))
 
 
 def _swap_activation(
     path: str,
-    activation: nn.Module,
-    form: str,
+    module: nn.Module,
+    activation: str,
     reason: str,
     place: tuple[torch.device, torch.dtype],
     verify: bool,
     report: Report,
 ) -> None:
-    if type(activation).__module__.split(".")[0] == "gelu_ext":
+    if type(module).__module__.split(".")[0] == "gelu_ext":
         return
     device, dtype = place
-    plan = Plan("forward", (Step("bias_gelu", approximate=form),))
-    x = random_input(activation, 64).to(device, dtype)
-    proof = prove(copy_of(activation), plan, x, verify)
-    problem = "someone has replaced its forward" if "forward" in vars(activation) else proof.problem
+    plan = Plan("forward", (Step("bias_act", activation=activation),))
+    x = random_input(module, 64).to(device, dtype)
+    proof = prove(copy_of(module), plan, x, verify)
+    problem = "someone has replaced its forward" if "forward" in vars(module) else proof.problem
     if problem:
-        report.left_alone.append(LeftAlone(path or "(the model)", type(activation).__name__, problem))
+        report.left_alone.append(LeftAlone(path or "(the model)", type(module).__name__, problem))
         return
-    swap.install(plan, activation)
+    swap.install(plan, module)
     kept = proof.eager_bytes, proof.fused_bytes
-    report.fused.append(Fused(path or "(the model)", FORM_NAMES[form], "bias_gelu", "kept", *kept, form, "", reason))
+    row = ACTIVATIONS[activation]
+    form = row.label, plan.steps[0].function
+    report.fused.append(Fused(path or "(the model)", *form, "kept", *kept, row.approximate, "", reason))
 
 
 def _place(owner: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -40,12 +40,11 @@ class Block:
 
     def claims(self) -> set[int]:
         """What no other block may fuse as well: the Linears before the activations."""
-        paths = (path for step in self.plan.fused for path in (step.path, step.linear_path))
-        return {id(self.module.get_submodule(path)) for path in paths if path}
+        return {id(self.module.get_submodule(path)) for step in self.plan.fused for path in step.firsts}
 
     def sites(self) -> set[Site]:
         """Where the activation modules that it replaces stand."""
-        return {_site(self.module, step.activation) for step in self.plan.fused if step.activation}
+        return {_site(self.module, step.activation_path) for step in self.plan.fused if step.activation_path}
 
 
 @dataclass
@@ -94,7 +93,7 @@ class Search:
             (id(owner), name)
             for owner in (module, *_children(module, _DEPTH - 1))
             for name, child in owner._modules.items()
-            if self.activations.get(id(child), Found()).form and (id(owner), name) not in self.reasons
+            if self.activations.get(id(child), Found()).activation and (id(owner), name) not in self.reasons
         ]
 
     def _could_grow(self, module: nn.Module) -> bool:
@@ -175,7 +174,7 @@ def _mentions_gelu(module: nn.Module) -> bool:
     What makes the module (its __init__) calls none. What it makes is seen where it stands: a container is not to answer
     for the GELUs of its children.
     """
-    if any(classify(function).form for path, _, _, function in callables(module) if not path):
+    if any(classify(function).activation for path, _, _, function in callables(module) if not path):
         return True
     for cls in type(module).__mro__:
         if cls is nn.Module:

@@ -1,36 +1,21 @@
 """Which function an activation computes, found by running it: names and configurations lie.
 
-A module or callable is a form of GELU if its values and its gradient are, in float64, over the whole range.
+A module or callable is an activation if its values and its gradient are, in float64, over the whole range. patch()
+serves the forms of GELU; the other activations that are known are named in the report.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import _composite
+from .._activations import ACTIVATIONS, GELUS, OTHERS
 
-FORM_NAMES = {"none": "exact (erf)", "tanh": "tanh", "sigmoid": "quick (sigmoid)"}
+_KNOWN = {row.label: row.composite for row in ACTIVATIONS.values()} | OTHERS
 
-_GELUS: dict[str, Callable[[Tensor], Tensor]] = {
-    form: functools.partial(_composite.bias_gelu, bias=None, approximate=form) for form in FORM_NAMES
-}
-_OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "ReLU": F.relu,
-    "SiLU": F.silu,
-    "ReLU6": F.relu6,
-    "squared ReLU": lambda x: F.relu(x) ** 2,
-    "LeakyReLU": F.leaky_relu,
-    "ELU": F.elu,
-    "Mish": F.mish,
-    "Hardswish": F.hardswish,
-    "GELU clipped to [-10, 10]": lambda x: F.gelu(x).clamp(-10, 10),
-}
 # The forms are 4e-4 and 2e-2 apart; constants in the wild are written with as few as eight digits.
 _TOLERANCE = 1e-6
 
@@ -57,13 +42,13 @@ def _same(found: tuple[Tensor, Tensor], function: Callable[[Tensor], Tensor], x:
 
 
 class Found(NamedTuple):
-    """What an activation computes: a form of GELU, or another by name, or nothing that is known."""
+    """What an activation computes: one that patch() serves, by name, or another that is known, by label, or nothing."""
 
-    form: str | None = None
+    activation: str | None = None
     other: str | None = None
 
     def __bool__(self) -> bool:
-        return self.form is not None or self.other is not None
+        return self.activation is not None or self.other is not None
 
 
 def classify(activation: Any) -> Found:
@@ -82,11 +67,12 @@ def classify(activation: Any) -> Found:
         return Found()
     if found is None:
         return Found()
-    form = next((name for name, gelu in _GELUS.items() if _same(found, gelu, x)), None)
-    other = next((name for name, function in _OTHERS.items() if _same(found, function, x)), None)
-    return Found(form, other)
+    label = next((label for label, function in _KNOWN.items() if _same(found, function, x)), None)
+    served = next((name for name in GELUS.values() if ACTIVATIONS[name].label == label), None)
+    return Found(served, None if served else label)
 
 
 def form_of(activation: Any) -> str | None:
     """The ``approximate`` that a module or callable computes: "none", "tanh" or "sigmoid"; None if it is no GELU."""
-    return classify(activation).form
+    served = classify(activation).activation
+    return ACTIVATIONS[served].approximate if served else None

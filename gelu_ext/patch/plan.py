@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mlp import has_hooks, is_plain_linear
-from .forms import FORM_NAMES, classify, form_of
+from .._activations import ACTIVATIONS, GELUS
+from .._operations import OPERATIONS
+from ..linear import has_hooks, is_plain_linear
+from .forms import classify
 from .record import Event, Recording
 
 
@@ -31,21 +33,37 @@ class NotUnderstood(Exception):
 class Step:
     """One step of the line. Paths are of modules inside the block; "" is none."""
 
-    op: str  # "module", "bias_gelu", "geglu" or "gelu_mul"
+    op: str  # "module", or the name of an operation
     path: str = ""  # the module, the Linear before the activation, or the Linear of the activated half
-    linear_path: str = ""  # gelu_mul: the module of the half that is not activated
-    activation: str = ""  # the activation module that is not called any more
-    approximate: str = ""
-    activated: str = ""
-    takes_bias: bool = False  # the Linear's bias is added in the fused operation
-    why_not: str = ""  # why it does not take the bias
+    linear_path: str = ""  # act_mul: the module of the half that is not activated
+    activation_path: str = ""  # the activation module that is not called any more
+    activation: str = ""
+    activated: str = ""  # glu: which half
+    takes_bias: bool = False  # the Linears' biases are added in the fused operation
+    why_not: str = ""  # why it does not take them
     between: tuple[str, ...] = ()  # with `second`: what stands before it, and must do nothing
     second: str = ""  # the Linear after the activation, in one autograd node with this step
     recompute: bool = False  # the node keeps the pre-activation only
 
     @property
+    def firsts(self) -> tuple[str, ...]:
+        """Before the activation: a Linear, or two."""
+        return tuple(path for path in (self.path, self.linear_path) if path)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The operation's arguments that are strings."""
+        return (self.activation, self.activated) if self.activated else (self.activation,)
+
+    @property
     def form(self) -> str:
-        return FORM_NAMES[self.approximate] + (f", {self.activated} half" if self.activated else "")
+        return ACTIVATIONS[self.activation].label + (f", {self.activated} half" if self.activated else "")
+
+    @property
+    def function(self) -> str:
+        """The public function that it is."""
+        op = OPERATIONS[self.op]
+        return op.gelu_mlp if self.recompute else op.gelu
 
 
 @dataclass(frozen=True)
@@ -122,9 +140,9 @@ class _Line:
         if self.is_nothing(event):
             self.casts |= event.name != "contiguous"
             return None, event.outputs[0]
-        form = self.form(event)
-        if form:
-            step = Step("bias_gelu", "", "", _activation_path(event), form, why_not="no Linear before it")
+        activation = self.activation(event)
+        if activation:
+            step = Step("bias_act", "", "", _activation_path(event), activation, why_not="no Linear before it")
             return step, event.outputs[0]
         if event.kind != "module" or not event.simple:
             raise NotUnderstood(f"its forward calls {event.name}, which has no place in a straight line")
@@ -137,10 +155,10 @@ class _Line:
         out = event.outputs[0]
         after = self.consumers[out]
         if len(after) == 1:
-            form = self.form(after[0])
-            if form:
+            activation = self.activation(after[0])
+            if activation:
                 self.seen += 1
-                step = Step("bias_gelu", event.name, "", _activation_path(after[0]), form)
+                step = Step("bias_act", event.name, "", _activation_path(after[0]), activation)
                 return self.with_bias(step), after[0].outputs[0]
             if _is_halves(after[0], self.recording):
                 return self.halves(event, after[0].outputs)
@@ -152,14 +170,14 @@ class _Line:
     def halves(self, event: Event, halves: tuple[int, ...], events: int = 1) -> tuple[Step, int]:
         """Two halves of one tensor, one of them through the activation, and their product."""
         users = [self.only(half) for half in halves]
-        forms = [self.form(user) for user in users]
-        if sum(form is not None for form in forms) != 1:
+        found = [self.activation(user) for user in users]
+        if sum(name is not None for name in found) != 1:
             raise NotUnderstood("its forward does not activate one of the two halves with GELU")
-        first = forms[0] is not None
+        first = found[0] is not None
         activated, product = users if first else users[::-1]
         self.is_product(product, activated.outputs[0], halves[1 if first else 0])
         self.seen += events + 2
-        step = Step("geglu", event.name, "", _activation_path(activated), forms[0] or forms[1] or "")
+        step = Step("glu", event.name, "", _activation_path(activated), found[0] or found[1] or "")
         return self.with_bias(replace(step, activated="first" if first else "second")), product.outputs[0]
 
     def two_linears(self, events: list[Event]) -> tuple[Step, int]:
@@ -168,19 +186,15 @@ class _Line:
             names = " and ".join(event.name for event in events)
             raise NotUnderstood(f"its forward gives one value to {names}")
         users = [self.only(event.outputs[0]) for event in events]
-        forms = [self.form(user) for user in users]
-        if sum(form is not None for form in forms) != 1:
+        found = [self.activation(user) for user in users]
+        if sum(name is not None for name in found) != 1:
             raise NotUnderstood("its forward does not activate one of two Linears with GELU")
-        if forms[0] is None:
-            events, users, forms = events[::-1], users[::-1], forms[::-1]
+        if found[0] is None:
+            events, users, found = events[::-1], users[::-1], found[::-1]
         self.is_product(users[1], users[0].outputs[0], events[1].outputs[0])
         self.seen += 4
-        step = Step("gelu_mul", events[0].name, events[1].name, _activation_path(users[0]), forms[0])
-        return replace(step, why_not=self.biases(step)), users[1].outputs[0]
-
-    def biases(self, step: Step) -> str:
-        modules = (self.block.get_submodule(path) for path in (step.path, step.linear_path))
-        return "its Linears add theirs" if any(getattr(m, "bias", None) is not None for m in modules) else "none"
+        step = Step("act_mul", events[0].name, events[1].name, _activation_path(users[0]), found[0])
+        return self.with_bias(step), users[1].outputs[0]
 
     def only(self, value: int) -> Event:
         if len(self.consumers[value]) != 1 or value == self.recording.result:
@@ -194,31 +208,33 @@ class _Line:
             raise NotUnderstood(f"its forward calls {event.name} where a GLU has its product")
 
     def with_bias(self, step: Step) -> Step:
-        """Takes the bias out of the Linear if the Linear is plain."""
-        module = self.block.get_submodule(step.path)
-        if not linear_kind(module):
-            return replace(step, why_not=why_not_plain(step.path, module))
-        if module.bias is None:
+        """Takes the biases out of the Linears if those are plain."""
+        modules = {path: self.block.get_submodule(path) for path in step.firsts}
+        for path, module in modules.items():
+            if not linear_kind(module):
+                return replace(step, why_not=why_not_plain(path, module))
+        for path, module in modules.items():
+            if module.bias is not None and module.bias.dtype not in (module.weight.dtype, torch.float32):
+                return replace(step, why_not=f"{path}.bias is {module.bias.dtype}")
+        if all(module.bias is None for module in modules.values()):
             return replace(step, why_not="none")
-        if module.bias.dtype not in (module.weight.dtype, torch.float32):
-            return replace(step, why_not=f"{step.path}.bias is {module.bias.dtype}")
         return replace(step, takes_bias=True)
 
-    def form(self, event: Event) -> str | None:
-        """Which GELU the event computes."""
+    def activation(self, event: Event) -> str | None:
+        """The activation that the event computes, if patch() serves it."""
         if len(event.inputs) != 1 or len(event.outputs) != 1:
             return None
         if event.kind == "function":
             if event.call is not F.gelu:
                 return None
             approximate = event.options.get("approximate", event.arguments[1] if len(event.arguments) > 1 else "none")
-            return approximate if approximate in FORM_NAMES else None
+            return GELUS.get(approximate)
         if not event.simple:
             return None
         if event.kind == "attribute":
-            return form_of(event.call)
+            return classify(event.call).activation
         module = self.module(event)
-        return None if module._modules or is_linear_like(module) else form_of(module)
+        return None if module._modules or is_linear_like(module) else classify(module).activation
 
     def module(self, event: Event) -> nn.Module:
         """The real one: the event's is the recorder's, under observation."""
@@ -267,7 +283,7 @@ def make_plan(block: nn.Module, method: str, recording: Recording, recompute: bo
         other = next((name for name in found if name), None)
         raise NotUnderstood(f"it computes {other}, not GELU" if other else "it computes no GELU")
     steps = [replace(step, recompute=recompute and bool(step.second)) for step in _with_second_linear(block, steps)]
-    used = {path for step in steps for path in (step.path, step.linear_path, step.second, step.activation) if path}
+    used = {path for step in steps for path in (*step.firsts, step.second, step.activation_path) if path}
     parents = {path[:i] for path in used for i, letter in enumerate(path) if letter == "."}
     only_dtype = recording.values[recording.source].dtype if line.casts else None
     return Plan(method, tuple(steps), tuple(sorted(parents)), only_dtype)
@@ -281,8 +297,8 @@ def _with_second_linear(block: nn.Module, steps: list[Step]) -> Iterator[Step]:
         end = i + 1
         while end < len(steps) and steps[end].op == "module" and _may_do_nothing(block.get_submodule(steps[end].path)):
             end += 1
-        firsts = [path for path in (step.path, step.linear_path) if path]
-        plain = step.op != "module" and firsts and all(linear_kind(block.get_submodule(path)) for path in firsts)
+        firsts = [block.get_submodule(path) for path in step.firsts]
+        plain = step.op != "module" and firsts and all(map(linear_kind, firsts))
         last = steps[end] if end < len(steps) and steps[end].op == "module" else None
         if plain and last and linear_kind(block.get_submodule(last.path)):
             yield replace(step, between=tuple(s.path for s in steps[i + 1 : end]), second=last.path)

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..activation import elementwise
-from ..functional import bias_gelu, geglu, gelu_mul
-from ..mlp import geglu_mlp, gelu_mul_mlp, has_hooks, mlp
+from .._operations import OPERATIONS
+from ..functional import CALLS, elementwise
+from ..linear import has_hooks
+from ..mlp import linear_op_linear
 from .plan import Plan, Step, linear_kind
 from .record import callables
 
@@ -95,15 +96,13 @@ class _Bound:
     """A step with its modules."""
 
     step: Step
-    module: nn.Module | None
-    linear: nn.Module | None
+    modules: tuple[nn.Module, ...]  # the module, or the Linears before the activation
     between: tuple[nn.Module, ...]
     second: nn.Module | None
 
     def run(self, x: Tensor) -> Tensor:
-        step = self.step
-        if step.op == "module":
-            return self.module(x)
+        if self.step.op == "module":
+            return self.modules[0](x)
         if self.second is None:
             return self.activate(x)
         if not any(_is_active(module) for module in self.between):
@@ -114,31 +113,23 @@ class _Bound:
         return self.second(x)
 
     def activate(self, x: Tensor) -> Tensor:
-        step, module = self.step, self.module
-        if step.op == "gelu_mul":
-            return gelu_mul(module(x), self.linear(x), approximate=step.approximate)
-        if module is None:
-            bias = None
-        elif step.takes_bias:
-            x, bias = F.linear(x, _weight(module)), module.bias
+        step, modules = self.step, self.modules
+        if step.takes_bias:
+            pre = [F.linear(x, _weight(module)) for module in modules]
+            biases = [module.bias for module in modules]
         else:
-            x, bias = module(x), None
-        if step.op == "geglu":
-            return geglu(x, bias, approximate=step.approximate, activated=step.activated)
-        if bias is None:
-            return elementwise(x, step.approximate)
-        return bias_gelu(x, bias, approximate=step.approximate)
+            pre = [module(x) for module in modules] or [x]
+            biases = [None for _ in pre]
+            if step.op == "bias_act":
+                return elementwise(pre[0], step.activation)
+        return CALLS[step.op](step.function, *pre, *biases, *step.names)
 
     def node(self, x: Tensor) -> Tensor:
-        step, w1, b1 = self.step, _weight(self.module), self.module.bias
-        w2, b2 = _weight(self.second), self.second.bias
-        if step.op == "gelu_mul":
-            wl, bl = _weight(self.linear), self.linear.bias
-            return gelu_mul_mlp(x, w1, b1, wl, bl, w2, b2, approximate=step.approximate, recompute=step.recompute)
-        if step.op == "geglu":
-            form = {"approximate": step.approximate, "activated": step.activated}
-            return geglu_mlp(x, w1, b1, w2, b2, **form, recompute=step.recompute)
-        return mlp(x, w1, b1, w2, b2, approximate=step.approximate, recompute=step.recompute)
+        step, second = self.step, self.second
+        weights, biases = [_weight(module) for module in self.modules], [module.bias for module in self.modules]
+        return linear_op_linear(
+            OPERATIONS[step.op], step.names, step.recompute, x, _weight(second), second.bias, *weights, *biases
+        )
 
 
 class Installed:
@@ -152,7 +143,7 @@ class Installed:
         for slot in list(self.conditions):
             if isinstance(slot, _Slot) and slot.role == "bypassed":
                 self.conditions.append(_Settings(slot.module, slot.module))
-        modules = [m for step in self.steps for m in (step.module, step.linear, step.second)]
+        modules = [m for step in self.steps for m in (*step.modules, step.second)]
         self.linears = [m for m in modules if m is not None and linear_kind(m)]
         if len({linear.weight.dtype for linear in self.linears}) > 1:
             self.linears = []
@@ -177,11 +168,8 @@ class Installed:
 
 
 def _bind(step: Step, block: nn.Module) -> _Bound:
-    def get(path: str) -> nn.Module | None:
-        return block.get_submodule(path) if path else None
-
-    between = tuple(block.get_submodule(path) for path in step.between)
-    return _Bound(step, get(step.path), get(step.linear_path), between, get(step.second))
+    modules, between = (tuple(map(block.get_submodule, paths)) for paths in (step.firsts, step.between))
+    return _Bound(step, modules, between, block.get_submodule(step.second) if step.second else None)
 
 
 def _slots(plan: Plan, block: nn.Module) -> Iterator[_Slot]:
@@ -189,11 +177,10 @@ def _slots(plan: Plan, block: nn.Module) -> Iterator[_Slot]:
     for step in plan.steps:
         for path in step.between:
             roles[path] = "bypassed"
-        for path in (step.path, step.linear_path, step.second):
-            if path:
-                roles[path] = "linear" if step.second or (step.takes_bias and path == step.path) else "called"
-        if step.activation:
-            roles[step.activation] = "bypassed"
+        role = "linear" if step.second or step.takes_bias else "called"
+        roles.update(dict.fromkeys((*step.firsts, *filter(None, [step.second])), role))
+        if step.activation_path:
+            roles[step.activation_path] = "bypassed"
     for path, role in roles.items():
         owner_path, _, name = path.rpartition(".")
         owner = block.get_submodule(owner_path) if owner_path else None

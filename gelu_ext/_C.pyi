@@ -1,0 +1,47 @@
+"""What csrc/bindings.cpp defines. Read it as `_native.<name>`, which is there also where the module is built by JIT."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+# <operation>(op, ...): checks, in the name of `op`; None where autograd or a transform must see the call.
+# <operation>_forward(...): for the autograd functions. <operation>_backward(...): None for a gradient not needed.
+
+def bias_act(op: str, x: Tensor, bias: Tensor | None, activation: str) -> Tensor | None: ...
+def bias_act_forward(x: Tensor, bias: Tensor | None, activation: str) -> Tensor: ...
+def bias_act_backward(
+    grad_out: Tensor, x: Tensor, bias: Tensor | None, activation: str, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]: ...
+def glu(op: str, x: Tensor, bias: Tensor | None, activation: str, activated: str) -> Tensor | None: ...
+def glu_forward(x: Tensor, bias: Tensor | None, activation: str, activated: str) -> Tensor: ...
+def glu_backward(
+    grad_out: Tensor, x: Tensor, bias: Tensor | None, activation: str, activated: str, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]: ...
+def act_mul(
+    op: str,
+    activated: Tensor,
+    linear: Tensor,
+    activated_bias: Tensor | None,
+    linear_bias: Tensor | None,
+    activation: str,
+) -> Tensor | None: ...
+def act_mul_forward(
+    activated: Tensor, linear: Tensor, activated_bias: Tensor | None, linear_bias: Tensor | None, activation: str
+) -> Tensor: ...
+def act_mul_backward(
+    grad_out: Tensor,
+    activated: Tensor,
+    linear: Tensor,
+    activated_bias: Tensor | None,
+    linear_bias: Tensor | None,
+    activation: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]: ...
+def activations() -> list[str]: ...
+def instruction_sets() -> str: ...
+def instruction_set() -> str: ...
+def set_instruction_set(name: str) -> bool: ...
+def cuda_architectures() -> str: ...  # only with_cuda
+
+build_facts: str
+with_cuda: bool

@@ -1,0 +1,109 @@
+"""The activations, one row each: the table that the composites, the modules, patch(), the benchmarks and the docs read.
+
+The kernels' own list is in csrc/activations.h; a test compares the two by name. To add a row, see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Activation:
+    name: str  # as in csrc/activations.h
+    label: str  # in reports
+    formula: str
+    source: str
+    eager: Function  # as a model spells it in torch: what the benchmarks compare with
+    composite: Function  # in torch's differentiable operations, right in every derivative, in float32 or float64
+    approximate: str = ""  # the name of a form of GELU, in torch's word for it; else ""
+
+
+def _saturating(formula: Function, limit32: float, limit64: float) -> Function:
+    """``formula`` where |z| is below the limit for z's dtype; beyond, z or zero, which it is there to every bit."""
+
+    def composite(z: Tensor) -> Tensor:
+        limit = limit64 if z.dtype == torch.float64 else limit32
+        # Far out, the formula sees a harmless number instead: infinity times zero must not arise in a derivative that
+        # is then masked, either. (Not a clamp: its derivative at NaN is zero.)
+        return torch.where(z > limit, z, formula(z.masked_fill(z.abs() > limit, -limit)))
+
+    return composite
+
+
+_SQRT_HALF = 0.7071067811865476
+_SQRT_8_OVER_PI = 1.5957691216057308
+_GELU = "Hendrycks and Gimpel, arXiv:1606.08415"
+
+_ROWS = (
+    Activation(
+        "gelu",
+        "exact (erf)",
+        "z Phi(z), Phi the normal distribution function",
+        _GELU,
+        F.gelu,
+        _saturating(lambda z: 0.5 * z * torch.erfc(-z * _SQRT_HALF), 14.9, 40.0),
+        approximate="none",
+    ),
+    Activation(
+        "gelu_tanh",
+        "tanh",
+        "z (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3))) / 2",
+        _GELU,
+        lambda z: F.gelu(z, approximate="tanh"),
+        _saturating(lambda z: z * torch.sigmoid(_SQRT_8_OVER_PI * (z + 0.044715 * z * z * z)), 11.75, 24.0),
+        approximate="tanh",
+    ),
+    Activation(
+        "gelu_sigmoid",
+        "quick (sigmoid)",
+        "z sigmoid(1.702 z)",
+        _GELU,
+        lambda z: z * torch.sigmoid(1.702 * z),
+        _saturating(lambda z: z * torch.sigmoid(1.702 * z), 80.0, 460.0),
+        approximate="sigmoid",
+    ),
+)
+ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
+# The forms of GELU: torch's `approximate` -> name of the activation.
+GELUS: dict[str, str] = {row.approximate: row.name for row in _ROWS if row.approximate}
+
+# Activations without kernels, by the label that patch() reports them with.
+OTHERS: dict[str, Function] = {
+    "ReLU": F.relu,
+    "SiLU": F.silu,
+    "ReLU6": F.relu6,
+    "squared ReLU": lambda z: F.relu(z) ** 2,
+    "LeakyReLU": F.leaky_relu,
+    "ELU": F.elu,
+    "Mish": F.mish,
+    "Hardswish": F.hardswish,
+    "GELU clipped to [-10, 10]": lambda z: F.gelu(z).clamp(-10, 10),
+}
+
+
+class ActivationTable(dict[str, Activation]):
+    """A dict from names to rows that prints as a table."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self))
+        return "\n".join(f"{name:{width}}  {row.formula} ({row.source})" for name, row in self.items())
+
+    __repr__ = __str__
+
+
+def activations() -> ActivationTable:
+    """Every activation that the kernels compute, by the name that ``activation=`` takes: formula, source, label.
+
+    Returns:
+        A dict that prints as a table; its values have ``name``, ``label``, ``formula``, ``source``, ``eager`` (torch's
+        own spelling) and ``approximate`` (the form's name where it is one of GELU's).
+    """
+    return ActivationTable(ACTIVATIONS)

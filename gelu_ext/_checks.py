@@ -1,0 +1,91 @@
+"""Every sentence about bad input that Python says; those of the operations themselves are in csrc/checks.cpp.
+
+A sentence is "<op>: expected <what>, got <value>", and is said before anything is touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._activations import GELUS
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def gelu_named(op: str, approximate: str) -> str:
+    """The activation that is this form of GELU, or TypeError, ValueError."""
+    try:
+        return GELUS[approximate]
+    except (KeyError, TypeError):
+        pass
+    if not isinstance(approximate, str):
+        raise TypeError(f"{op}: expected approximate to be a string, got {type(approximate).__name__}")
+    raise _no_form(op, approximate)
+
+
+def check_approximate(op: str, approximate: object) -> str:
+    """The same for a layer, of whose options everything wrong is a wrong value: ValueError."""
+    if not isinstance(approximate, str) or approximate not in GELUS:
+        raise _no_form(op, approximate)
+    return GELUS[approximate]
+
+
+def _no_form(op: str, approximate: object) -> ValueError:
+    forms = ", ".join(f"'{form}'" for form in GELUS)
+    return ValueError(f"{op}: expected approximate to be one of {forms}, got {approximate!r}")
+
+
+def check_activated(op: str, activated: object) -> None:
+    if activated not in ("first", "second"):
+        raise ValueError(f"{op}: expected activated to be 'first' or 'second', got {activated!r}")
+
+
+def check_bool(op: str, name: str, flag: object) -> None:
+    if not isinstance(flag, bool):
+        raise TypeError(f"{op}: expected {name} to be a bool, got {flag!r}")
+
+
+def check_tensor(op: str, name: str, t: Any, like: Tensor | None, shape: tuple[int | None, ...] | None) -> None:
+    """A tensor of the dtype and on the device of ``like``. None in ``shape`` is any size."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: expected {name} to be a Tensor, got {type(t).__name__}")
+    if like is not None and t.device != like.device:
+        raise RuntimeError(f"{op}: expected {name} on device {like.device}, got {t.device}")
+    if like is not None and t.dtype != like.dtype and not torch.is_autocast_enabled(t.device.type):
+        raise TypeError(f"{op}: expected {name} of the dtype of x, {like.dtype}, got {t.dtype}")
+    if shape is not None and (
+        t.dim() != len(shape) or any(n is not None and n != m for n, m in zip(shape, t.shape, strict=True))
+    ):
+        text = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{op}: expected {name} of shape [{text}], got {list(t.shape)}")
+
+
+def _check_hidden_bias(op: str, name: str, bias: Any, x: Tensor, width: int) -> None:
+    """A bias of the fused operation, which may be float32 beside an x of 16 bits."""
+    if bias is not None:
+        may_differ = isinstance(bias, Tensor) and bias.dtype == torch.float32 and bias.device == x.device
+        check_tensor(op, name, bias, None if may_differ else x, (width,))
+
+
+def check_mlp(
+    op: str, x: Any, branches: tuple[tuple[str, Any, str, Any], ...], w2: Any, b2: Any, parts: int = 1
+) -> None:
+    """The tensors of an MLP. A branch is (name of a weight, the weight, name of its bias, the bias), in `parts`."""
+    check_tensor(op, "x", x, None, None)
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{op}: expected x of dtype float64, float32, float16 or bfloat16, got {x.dtype}")
+    if x.dim() == 0:
+        raise ValueError(f"{op}: expected x of at least 1 dimension, got a scalar")
+    rows: int | None = None
+    for w_name, w, b_name, b in branches:
+        check_tensor(op, w_name, w, x, (rows, x.shape[-1]))
+        rows = w.shape[0]
+        if rows % parts:
+            raise ValueError(f"{op}: expected {w_name} with an even number of rows (two halves), got {rows}")
+        _check_hidden_bias(op, b_name, b, x, rows)
+    check_tensor(op, "w2", w2, x, (None, rows // parts))
+    if b2 is not None:
+        check_tensor(op, "b2", b2, x, (w2.shape[0],))

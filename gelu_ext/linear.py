@@ -1,0 +1,49 @@
+"""What is asked of, and done to, the nn.Linear beside an activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether someone watches the calls of this module: then it must be called, not bypassed."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def is_plain_linear(module: Any) -> bool:
+    """An nn.Linear itself (no subclass, wrapper, hook, parametrization, tensor subclass): F.linear may replace it."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and "forward" not in module.__dict__
+        and not has_hooks(module)
+    )
+
+
+def interleave_halves(packed: Tensor, parts: int, dim: int = 0) -> Tensor:
+    """Reorders a packed ``[a, b]`` (weight ``[2H, C]`` or bias ``[2H]``) into ``[a_0, b_0, a_1, b_1, ...]``.
+
+    Each of ``parts`` equal pieces along ``dim`` is then a packed pair of its own, and ``geglu`` of the local tensors
+    after a column-parallel linear is right. With ``[a, b]`` as it is, a piece would hold one half only.
+
+    Args:
+        packed: the weight or the bias of a Linear before a packed GLU.
+        parts: how many processes share it.
+        dim: along which its rows lie.
+
+    Returns:
+        A new tensor of the same shape.
+
+    Raises:
+        ValueError: a size along ``dim`` that ``2 * parts`` does not divide.
+    """
+    size = packed.size(dim)
+    if size % (2 * parts):
+        raise ValueError(f"interleave_halves: expected a size divisible by 2 * {parts} along {dim}, got {size}")
+    pieces = packed.unflatten(dim, (2, parts, size // (2 * parts)))
+    dim = dim % packed.dim()
+    return pieces.transpose(dim, dim + 1).flatten(dim, dim + 2)
