@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
 import re
 import subprocess
 import sys
@@ -30,14 +31,38 @@ from compile import SOURCES, compile_one, default_jobs, nvcc_or_exit, without_re
 from machine_code import find_nvdisasm, functions_of, loads_together, main_loop, opcode_of, pipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = json.loads(Path(__file__).with_name("budgets.json").read_text())
+LIMITS_FILE = Path(__file__).with_name("budgets.json")
+LIMITS = json.loads(LIMITS_FILE.read_text())
 TABLE = ROOT / "bench" / "results" / "cuda_budgets.md"
 ARCHITECTURES = (80, 90, 100)
-FORMS = {"GeluErf": "none", "GeluTanh": "tanh", "GeluSigmoid": "sigmoid"}
+WAYS = ("forward", "backward")
+
+
+def snake(name: str) -> str:
+    """BiasAct -> bias_act"""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+# {struct: name} of the activations, {kernel: operands} of the operations, as csrc says.
+ACTIVATIONS = dict(
+    re.findall(
+        r"^struct (\w+)[^;{]*\{\n  static constexpr const char\* name = \"(\w+)\"",
+        (ROOT / "csrc" / "activations.h").read_text(),
+        re.MULTILINE,
+    )
+)
+OPERANDS = {
+    struct: int(operands)
+    for struct, operands in re.findall(
+        r"^struct (\w+) \{\n  static constexpr int operands = (\d+)",
+        (ROOT / "csrc" / "operations.h").read_text(),
+        re.MULTILINE,
+    )
+}
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # in the order of enum DType
 WANTED = {None: "", "0": "", "1": " + dbias", "2": " (some)"}
-INPUTS = {"bias_act_forward": 1, "bias_act_backward": 2, "gated_act_forward": 2, "gated_act_backward": 3}
-OUTPUTS = {"bias_act_forward": 1, "bias_act_backward": 1, "gated_act_forward": 1, "gated_act_backward": 2}
+INPUTS = {f"{snake(struct)}_{way}": n + (way == "backward") for struct, n in OPERANDS.items() for way in WAYS}
+OUTPUTS = {f"{snake(struct)}_{way}": n if way == "backward" else 1 for struct, n in OPERANDS.items() for way in WAYS}
 THREADS, VECTOR_BYTES, LEAST_IN_FLIGHT = 256, 16, 32 << 10
 
 FORBIDDEN = {"CALL", "FRND", "LDL", "STL", "LD", "ST", "ATOM", "ATOMG", "RED"}
@@ -67,7 +92,7 @@ LATENCY = 0.8e-6  # seconds from a load to its data in a busy memory
 @dataclass
 class Kernel:
     op: str
-    form: str
+    activation: str
     dtype: str
     wanted: str
     architecture: int
@@ -128,7 +153,7 @@ def faults_of(lines: list[tuple[int | str, str]], loop: list[str], op: str, dtyp
 
 
 KERNEL = re.compile(
-    r"(?P<op>(?:bias|gated)_act_(?:forward|backward))_kernelINS_\d+(?P<form>\w+?)ENS0_\d+VectorColumns"
+    r"(?P<way>forward|backward)_kernelINS_\d+(?P<op>[A-Z]\w*?)ENS_\d+(?P<activation>[A-Z]\w*?)ENS0_\d+VectorColumns"
     r"ILNS_5DTypeE(?P<dtype>\d)EEE(?:LNS0_6WantedE(?P<wanted>\d))?"
 )
 
@@ -143,13 +168,13 @@ def kernels_of(source: Path, architecture: int, folder: Path, nvcc: Path, nvdisa
     for name, lines in functions_of(nvdisasm, cubin).items():
         if not (match := KERNEL.search(name)):
             continue
-        op, dtype, loop = match["op"], DTYPES[int(match["dtype"])], main_loop(lines)
+        op, dtype, loop = f"{snake(match['op'])}_{match['way']}", DTYPES[int(match["dtype"])], main_loop(lines)
         loads = sum(opcode_of(text).startswith("LDG") for text in loop)
         size = {"float64": 8, "float32": 4}.get(dtype, 2)
         kernels.append(
             Kernel(
                 op=op,
-                form=FORMS.get(match["form"], match["form"]),
+                activation=ACTIVATIONS.get(match["activation"], match["activation"]),
                 dtype=dtype,
                 wanted=WANTED[match["wanted"]],
                 architecture=architecture,
@@ -169,7 +194,7 @@ def check(kernel: Kernel) -> None:
     bits = "32" if kernel.dtype == "float32" else "16"
     if kernel.dtype == "float64":
         return
-    limit = LIMITS[kernel.op].get(kernel.form, {}).get(bits)
+    limit = LIMITS[kernel.op].get(kernel.activation, {}).get(bits)
     if limit is None:
         kernel.faults.append("has no limit in budgets.json")
         return
@@ -181,27 +206,45 @@ def check(kernel: Kernel) -> None:
         kernel.faults.append(f"has {kernel.in_flight >> 10} KB in flight, less than {LEAST_IN_FLIGHT >> 10}")
 
 
+def add_limits(kernels: list[Kernel]) -> None:
+    """Gives every activation that has none the limits that its kernels just meet, and writes the file."""
+    for kernel in kernels:
+        bits = "32" if kernel.dtype == "float32" else "16"
+        mine = [k for k in kernels if (k.op, k.activation) == (kernel.op, kernel.activation) and k.dtype != "float64"]
+        found = LIMITS.setdefault(kernel.op, {}).setdefault(kernel.activation, {})
+        if bits not in found and kernel.dtype != "float64":
+            same = [k for k in mine if (k.dtype == "float32") == (bits == "32")]
+            found[bits] = {"slots": math.ceil(max(k.slots for k in same)), "mufu": math.ceil(max(k.mufu for k in same))}
+    rows = (
+        f'  "{op}": {{\n'
+        + ",\n".join(f'    "{name}": {json.dumps(limits)}' for name, limits in activations.items())
+        + "\n  }"
+        for op, activations in LIMITS.items()
+    )
+    LIMITS_FILE.write_text("{\n" + ",\n".join(rows) + "\n}\n")
+
+
 def table_of(kernels: list[Kernel], version: str) -> str:
     lines = [
         "# Instruction budgets of the CUDA kernels",
         "",
         "Written by tests/cuda/budgets.py from machine code; no GPU ran. Slots: instructions of the main loop per",
-        "element (GeGLU: per output element). Together: loads issued before the first is used, of those in the loop.",
+        "element of the output. Together: loads issued before the first is used, of those in the loop.",
         "In flight: KB that a multiprocessor loads at once. Shares of a device copy's bandwidth are **predicted** by a",
         f"model of pipes and latency. nvcc {version}.",
         "",
-        "| kernel | form | dtype | sm | slots | limit | MUFU | registers | together | in flight | "
+        "| kernel | activation | dtype | sm | slots | limit | MUFU | registers | together | in flight | "
         + " | ".join(f"{gpu.name} (predicted)" for gpu in GPUS)
         + " |",
         "|---|---|---|---|---|---|---|---|---|---|" + "---|" * len(GPUS),
     ]
     for kernel in kernels:
         bits = {"float64": "64", "float32": "32"}.get(kernel.dtype, "16")
-        limit = LIMITS[kernel.op].get(kernel.form, {}).get(bits, {}).get("slots", "")
+        limit = LIMITS[kernel.op].get(kernel.activation, {}).get(bits, {}).get("slots", "")
         shares = [f"{kernel.predicted(gpu):.0%}" if gpu.architecture == kernel.architecture else "" for gpu in GPUS]
         cells = [
             kernel.op + kernel.wanted,
-            kernel.form,
+            kernel.activation,
             kernel.dtype,
             kernel.architecture,
             f"{kernel.slots:.2f}",
@@ -219,6 +262,7 @@ def table_of(kernels: list[Kernel], version: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    parser.add_argument("--add", action="store_true", help="write limits for activations that have none yet")
     parser.add_argument("--jobs", type=int, default=default_jobs())
     arguments = parser.parse_args()
     nvcc = nvcc_or_exit()
@@ -226,7 +270,7 @@ def main() -> int:
         print("no nvdisasm found: pip install triton, or set NVDISASM to the folder that has it")
         return 2
     version = re.search(r"V([\d.]+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)[1]
-    sources = [source for source in SOURCES if "_act_" in source.name]
+    sources = [source for source in SOURCES if source.stem in WAYS]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         jobs = [
             pool.submit(kernels_of, source, architecture, Path(folder), nvcc, nvdisasm)
@@ -234,11 +278,15 @@ def main() -> int:
             for source in sources
         ]
         kernels = [kernel for job in jobs for kernel in job.result()]
-    kernels.sort(key=lambda k: (list(INPUTS).index(k.op), DTYPES.index(k.dtype), k.form, k.wanted, k.architecture))
+    kernels.sort(
+        key=lambda k: (list(INPUTS).index(k.op), DTYPES.index(k.dtype), k.activation, k.wanted, k.architecture)
+    )
+    if arguments.add:
+        add_limits(kernels)
     for kernel in kernels:
         check(kernel)
     faults = [
-        f"{kernel.op}{kernel.wanted} {kernel.form} {kernel.dtype} sm_{kernel.architecture}: {fault}"
+        f"{kernel.op}{kernel.wanted} {kernel.activation} {kernel.dtype} sm_{kernel.architecture}: {fault}"
         for kernel in kernels
         for fault in kernel.faults
     ]

@@ -7,10 +7,11 @@
 #include <algorithm>
 #include <random>
 
+#include "../native/truth.h"
 #include "cuda_emulator.h"
 #include "kernels.h"
 #include "test_matrix.h"
-#include "truth.h"
+#include "tolerance.h"
 
 namespace {
 
@@ -30,7 +31,7 @@ struct Layout {
 struct Case {
   bool gated, backward;
   DType dtype;
-  int form;
+  int activation;
   int64_t rows, cols;
   Layout layout;
   BiasKind bias = BiasKind::own;
@@ -41,8 +42,8 @@ struct Case {
   int only = -1;             // the layout's padding and offset for this allocation only, counted from 0
 
   std::string name() const {
-    return std::string(gated ? "gated_act_" : "bias_act_") + (backward ? "backward " : "forward ") +
-           Activations::names[form] + " " + dtype_name(dtype) + " [" + std::to_string(rows) + ", " +
+    return std::string(gated ? "act_mul_" : "bias_act_") + (backward ? "backward " : "forward ") +
+           Activations::names[activation] + " " + dtype_name(dtype) + " [" + std::to_string(rows) + ", " +
            std::to_string(cols) + "] " + layout.name + ", bias kind " + std::to_string(static_cast<int>(bias)) + ", " +
            std::to_string(multiprocessors) + " multiprocessors, wanted " + std::to_string(wanted) +
            (special ? ", special values" : "") + (only >= 0 ? ", only allocation " + std::to_string(only) : "");
@@ -62,7 +63,7 @@ void add_to_checksum(double value) {
 // One problem: its matrices, how to launch it, and what the results should be.
 class Problem {
  public:
-  explicit Problem(const Case& c) : c_(c), random_(static_cast<unsigned>(c.rows * 7919 + c.cols * 31 + c.form)) {
+  explicit Problem(const Case& c) : c_(c), random_(static_cast<unsigned>(c.rows * 7919 + c.cols * 31 + c.activation)) {
     if (c.backward) inputs_.push_back(grad_out_ = make_input(c.layout.repeated));
     make_pair(activated_, linear_, c.gated, true);
     for (const View& input : inputs_) fill(input);
@@ -97,7 +98,7 @@ class Problem {
   }
 
  private:
-  // --- The matrices. ---
+  // --- the matrices --------------------------------------------------------------------------------------------------
 
   View make_input(bool repeated) {
     if (!repeated) return new_matrix(c_.dtype, c_.rows, c_.cols);
@@ -118,7 +119,7 @@ class Problem {
     if (gated && c_.layout.packed) {
       first = second = new_matrix(c_.dtype, c_.rows, 2 * c_.cols);
       first.cols = second.cols = c_.cols;
-      (c_.form % 2 == 0 ? first : second).first = c_.cols;
+      (c_.activation % 2 == 0 ? first : second).first = c_.cols;
     } else {
       first = is_input ? make_input(c_.layout.repeated && !c_.backward) : new_matrix(c_.dtype, c_.rows, c_.cols);
       if (gated) second = new_matrix(c_.dtype, c_.rows, c_.cols);
@@ -160,35 +161,38 @@ class Problem {
     }
   }
 
-  // --- The launch. ---
+  // --- the launch ----------------------------------------------------------------------------------------------------
 
   void launch() {
-    const auto in = [](const View& view) { return ConstMatrix{view.data(), view.row_stride}; };
-    const auto out = [](const View& view) { return Matrix{view.data(), view.row_stride}; };
-    const auto bias = [](const View& view) { return ConstVector{view.data(), view.dtype}; };
-    const auto sum = [](const View& view) { return Vector{view.data(), view.dtype}; };
-    const cuda::Device device = {c_.multiprocessors};
+    const cuda::Device device = {c_.multiprocessors, 0};
     int error = 0;
-    if (!c_.gated && !c_.backward) {
-      error = cuda::bias_act_forward(
-          {c_.dtype, c_.form, c_.rows, c_.cols, in(activated_), bias(bias_[0]), out(outputs_[0])}, device, nullptr);
-    } else if (!c_.backward) {
-      error = cuda::gated_act_forward({c_.dtype, c_.form, c_.rows, c_.cols, in(activated_), in(linear_), bias(bias_[0]),
-                                       bias(bias_[1]), out(outputs_[0])},
-                                      device, nullptr);
-    } else if (!c_.gated) {
-      const BiasActBackward p = {c_.dtype,       c_.form,        c_.rows,          c_.cols,         in(grad_out_),
-                                 in(activated_), bias(bias_[0]), out(outputs_[0]), sum(outputs_[2])};
-      with_workspace(cuda::workspace_bytes(p, device),
-                     [&](void* workspace) { error = cuda::bias_act_backward(p, workspace, device, nullptr); });
+    if (!c_.backward) {
+      Forward p;
+      set_operands(p);
+      p.out = {outputs_[0].data(), outputs_[0].row_stride};
+      error = cuda::forward(p, device, nullptr);
     } else {
-      const GatedActBackward p = {c_.dtype,         c_.form,          c_.rows,         c_.cols,        in(grad_out_),
-                                  in(activated_),   in(linear_),      bias(bias_[0]),  bias(bias_[1]), out(outputs_[0]),
-                                  out(outputs_[1]), sum(outputs_[2]), sum(outputs_[3])};
+      Backward p;
+      set_operands(p);
+      p.grad_out = {grad_out_.data(), grad_out_.row_stride};
+      for (int i = 0; i < p.operands(); ++i) {
+        p.grad[i] = {outputs_[i].data(), outputs_[i].row_stride};
+        p.grad_vector[i] = {outputs_[2 + i].data(), outputs_[2 + i].dtype};
+      }
       with_workspace(cuda::workspace_bytes(p, device),
-                     [&](void* workspace) { error = cuda::gated_act_backward(p, workspace, device, nullptr); });
+                     [&](void* workspace) { error = cuda::backward(p, workspace, device, nullptr); });
     }
     if (error != 0) fail(c_.name() + ": launch failed: " + cuda::error_string(error));
+  }
+
+  void set_operands(gelu_ext::Problem& p) const {
+    p.operation = c_.gated ? Operations::index<ActMul>() : Operations::index<BiasAct>();
+    p.activation = c_.activation, p.dtype = c_.dtype, p.rows = c_.rows, p.cols = c_.cols;
+    for (int i = 0; i < p.operands(); ++i) {
+      const View& x = i == 0 ? activated_ : linear_;
+      p.x[i] = {x.data(), x.row_stride};
+      p.vector[i] = {bias_[i].data(), bias_[i].dtype};
+    }
   }
 
   // Of exact size and 16-byte alignment, no more.
@@ -199,7 +203,7 @@ class Problem {
     if (!workspace.guards_hold()) fail(c_.name() + ": wrote outside of the workspace");
   }
 
-  // --- What the results should be. ---
+  // --- what the results should be ------------------------------------------------------------------------------------
 
   void check_guards() {
     for (const View& view : outputs_) {
@@ -241,7 +245,7 @@ class Problem {
       R sum[2] = {}, size[2] = {}, scale[2] = {};
       for (int64_t row = 0; row < c_.rows; ++row) {
         const double z = add_bias(activated_, 0, row, col), linear = c_.gated ? add_bias(linear_, 1, row, col) : 1;
-        const Truth<R> act = truth<R>(c_.form, z);
+        const Truth<R> act = truth<R>(Activations::names[c_.activation], z);
         if (!c_.backward) {
           const Tolerance tolerance =
               c_.gated ? Tolerance::of_product(c_.dtype, z) : Tolerance::of_value(c_.dtype, z, bool(bias_[0]));
@@ -302,7 +306,7 @@ constexpr Shape kLarge[] = {{1, 70000}, {2, 70000}, {5000, 3}, {70000, 1}, {2049
 // Layouts, kinds of bias and sizes of devices take turns, so that every dtype and activation meets each of them.
 void run_shapes(const Case& base, const std::vector<Shape>& shapes, int layouts,
                 const std::vector<std::string>& orders) {
-  int turn = base.form + static_cast<int>(base.dtype);
+  int turn = base.activation + static_cast<int>(base.dtype);
   for (const Shape& shape : shapes) {
     for (int i = 0; i < layouts; ++i, ++turn) {
       Case c = base;
@@ -378,13 +382,13 @@ int main(int count, char** arguments) {
     return 2;
   }
   for (const DType dtype : {DType::float64, DType::float32, DType::float16, DType::bfloat16}) {
-    for (int form = 0; form < Activations::size; ++form) {
+    for (int activation = 0; activation < Activations::size; ++activation) {
       for (const int operation : {0, 1, 2, 3}) {
         Case c = {};
         c.gated = operation & 1;
         c.backward = operation >> 1;
         c.dtype = dtype;
-        c.form = form;
+        c.activation = activation;
         run_operation(c, size == "large", orders);
       }
     }

@@ -54,7 +54,7 @@ dim3 blockDim, gridDim;
 namespace cuda_emulator {
 namespace {
 
-// --- Switching stacks. ---
+// --- switching stacks ------------------------------------------------------------------------------------------------
 
 constexpr size_t kStackBytes = 256 << 10, kGuardBytes = 4 << 10;
 
@@ -103,7 +103,7 @@ void switch_strand(Strand& from, Strand& to, bool for_good = false) {
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 }
 
-// --- Threads, and what they wait for. ---
+// --- threads, and what they wait for ---------------------------------------------------------------------------------
 
 enum class State { ready, waiting, ended };
 
@@ -232,7 +232,7 @@ void fiber_main() {
   std::abort();
 }
 
-// --- Blocks and grids. ---
+// --- blocks and grids ------------------------------------------------------------------------------------------------
 
 // The memory of all __shared__ variables: the thread-local segment of the program (not of its libraries).
 void poison_shared_memory() {

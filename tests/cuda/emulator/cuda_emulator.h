@@ -20,6 +20,7 @@
 // Thread-local not because of threads: the linker then puts the shared variables of all kernels in one segment, which
 // can be found and filled with NaN before each block.
 #define __shared__ static thread_local
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 extern uint3 threadIdx, blockIdx;

@@ -41,8 +41,9 @@ struct Format {
       case DType::float64: return {53, -1022, 1023};
       case DType::float32: return {24, -126, 127};
       case DType::float16: return {11, -14, 15};
-      default: return {8, -126, 127};
+      case DType::bfloat16: return {8, -126, 127};
     }
+    __builtin_unreachable();
   }
   double ulp(double x) const {
     const int exponent = x == 0 ? min_exponent : std::max(std::ilogb(x), min_exponent);
@@ -149,15 +150,18 @@ struct View {
     switch (dtype) {
       case DType::float64: return read<double>(from);
       case DType::float32: return read<float>(from);
-      default: return decode16(read<uint16_t>(from), Format::of(dtype));
+      case DType::float16:
+      case DType::bfloat16: return decode16(read<uint16_t>(from), Format::of(dtype));
     }
+    __builtin_unreachable();
   }
   void set(int64_t row, int64_t col, double value) const {
     char* to = address(row, col);
     switch (dtype) {
       case DType::float64: return write<double>(to, value);
       case DType::float32: return write<float>(to, static_cast<float>(value));
-      default: return write<uint16_t>(to, encode16(value, Format::of(dtype)));
+      case DType::float16:
+      case DType::bfloat16: return write<uint16_t>(to, encode16(value, Format::of(dtype)));
     }
   }
 

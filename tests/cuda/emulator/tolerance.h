@@ -1,5 +1,4 @@
-// The truth for the emulated tests: values and slopes in double (long double for float64), and how far a result may be
-// from it. Written from the definitions, not from activations.h.
+// How far a result of the emulated kernels may be from the truth, which tests/native/truth.h knows.
 #pragma once
 
 #include <cmath>
@@ -8,33 +7,10 @@
 
 namespace emulated {
 
-template <class R>
-struct Truth {
-  R value, slope;
-};
-
-// gelu_ext::Activations::names[form] at z, where nothing cancels: every form is z * F(z), F(-z) = 1 - F(z).
-template <class R>
-Truth<R> truth(int form, R z) {
-  if (std::isinf(z)) return z > 0 ? Truth<R>{z, 1} : Truth<R>{R(-0.0), 0};
-  const std::string name = gelu_ext::Activations::names[form];
-  if (name == "none") {
-    const R cdf = std::erfc(-z * std::sqrt(R(0.5))) / 2;
-    const R density = std::exp(-z * z / 2) / std::sqrt(2 * std::acos(R(-1)));
-    return {z * cdf, cdf + z * density};
-  }
-  const R k = name == "tanh" ? std::sqrt(8 / std::acos(R(-1))) : R(1.702L);  // F(z) = sigmoid(k (z + c z^3))
-  const R c = name == "tanh" ? R(0.044715L) : 0;
-  if (name != "tanh" && name != "sigmoid") fail("no truth for the form " + name);
-  const R argument = k * (z + c * z * z * z);
-  const R cdf = 1 / (1 + std::exp(-argument)), rest = 1 / (1 + std::exp(argument));
-  return {z * cdf, cdf + cdf * (rest * (k * z * (1 + 3 * c * z * z)))};
-}
-
-// What a result may be off: `ulps` of its own format, `relative` to the result (or to the sum of the terms'
-// magnitudes), `absolute` for a slope near its root, times what it is multiplied by, and `smallest`: a factor that was
-// a subnormal number and was multiplied by up to twice this. The accuracy tests set narrower bars; these are to find
-// wrong indices.
+// Allowed is the sum of four errors: `ulps` of the result's own format; `relative` to the result, or for a sum to the
+// sum of its terms' magnitudes; `absolute` for a slope near its root, times what the slope is multiplied by;
+// `smallest`, for a factor that was a subnormal number, off by half its unit, and was multiplied by up to twice this.
+// The accuracy tests set narrower bars; these are to find wrong indices.
 struct Tolerance {
   double ulps, relative, absolute, smallest = 0;
 
@@ -44,16 +20,18 @@ struct Tolerance {
       case DType::float64: return {1, z < -4 ? 1e-12 : 1e-14, 0};
       case DType::float32: return {4, 0, 0};
       case DType::float16: return {0.52, biased ? 5e-5 : 0, 0};
-      default: return {0.505, biased ? 5e-5 : 0, 0};
+      case DType::bfloat16: return {0.505, biased ? 5e-5 : 0, 0};
     }
+    __builtin_unreachable();
   }
   static Tolerance of_product(DType dtype, double z) {
     switch (dtype) {
       case DType::float64: return {1, z < -4 ? 1e-12 : 2e-13, 2e-15, 16 * 0x1p-1074};
       case DType::float32: return {8, 0, 5e-8, 16 * 0x1p-149};
       case DType::float16: return {0.51, 8e-5, 3e-7, 16 * 0x1p-149};
-      default: return {0.505, 8e-5, 3e-7, 16 * 0x1p-149};
+      case DType::bfloat16: return {0.505, 8e-5, 3e-7, 16 * 0x1p-149};
     }
+    __builtin_unreachable();
   }
   // `dtype` of the problem, `sum` of the result; `rows` terms were added one after another.
   static Tolerance of_sum(DType dtype, DType sum, int64_t rows) {
