@@ -4,7 +4,7 @@
     python bench/accuracy.py --plot          # and the picture in the README (needs matplotlib)
     python bench/accuracy.py --no-compile    # without torch.compile, which needs a minute
 
-For gelu_ext, eager torch and torch.compile, per form and dtype, value and slope: the largest error in ulp of the
+For gelu_ext, eager torch and torch.compile, per activation and dtype, value and slope: the largest error in ulp of the
 result, the share of inputs that are not correctly rounded, and the finite inputs that give NaN. The float32 slope is
 counted where it is above 0.05 in magnitude: at its root no relative error is small.
 """
@@ -17,15 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import gelu_ext
 from bench import environment
+from gelu_ext._activations import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from reference import FORM_NAMES, slope, ulp_error, value  # noqa: E402  the tests' truth is the only one
+from reference import slope, ulp_error, value  # noqa: E402  the tests' truth is the only one
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 Function = Callable[[Tensor], Tensor]
@@ -42,18 +42,15 @@ def inputs(dtype: torch.dtype) -> Tensor:
     return x[x.isfinite()]
 
 
-def eager(form: str) -> Function:
-    return lambda x: x * torch.sigmoid(1.702 * x) if form == "sigmoid" else F.gelu(x, approximate=form)
-
-
-def contenders(form: str, with_compile: bool) -> dict[str, Function]:
+def contenders(activation: str, with_compile: bool) -> dict[str, Function]:
+    eager = ACTIVATIONS[activation].eager
     found: dict[str, Function] = {
-        "gelu_ext": lambda x: gelu_ext.bias_gelu(x, approximate=form),
-        "eager": eager(form),
+        "gelu_ext": lambda x: gelu_ext.bias_act(x, activation=activation),
+        "eager": eager,
     }
     if with_compile:
-        torch.compiler.reset()  # or it stops compiling after a few dtypes and forms
-        found["torch.compile"] = torch.compile(eager(form), dynamic=True)
+        torch.compiler.reset()  # or it stops compiling after a few dtypes and activations
+        found["torch.compile"] = torch.compile(eager, dynamic=True)
     return found
 
 
@@ -77,17 +74,17 @@ def describe(got: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def report(device: str, with_compile: bool) -> list[str]:
-    names = list(contenders("none", with_compile))
-    lines = [f"| form | dtype | | {' | '.join(names)} |", "|" + "---|" * (3 + len(names))]
-    for form in FORM_NAMES:
+    names = list(contenders("gelu", with_compile))
+    lines = [f"| activation | dtype | | {' | '.join(names)} |", "|" + "---|" * (3 + len(names))]
+    for activation in ACTIVATIONS:
         for dtype in DTYPES:
             x = inputs(dtype)
-            truths = value(form, x), slope(form, x)
+            truths = value(activation, x), slope(activation, x)
             counted = torch.ones_like(x, dtype=torch.bool), (truths[1].abs() > 0.05) | (x.itemsize == 2)
-            found = [results(call, x, device) for call in contenders(form, with_compile).values()]
+            found = [results(call, x, device) for call in contenders(activation, with_compile).values()]
             for i, what in enumerate(("value", "slope")):
                 cells = [cell(describe(pair[i][counted[i]], truths[i][counted[i]])) for pair in found]
-                lines.append(f"| {form} | {str(dtype).removeprefix('torch.')} | {what} | {' | '.join(cells)} |")
+                lines.append(f"| {activation} | {str(dtype).removeprefix('torch.')} | {what} | {' | '.join(cells)} |")
                 print(lines[-1], flush=True)
     return lines
 
@@ -105,18 +102,18 @@ def plot(path: Path, device: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-    for axis, form in zip(axes, ("none", "tanh"), strict=True):
+    for axis, activation in zip(axes, ("gelu", "gelu_tanh"), strict=True):
         x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
         x = x[(x.double() <= -(2.0**-6)) & (x.double() >= -16)].sort().values
-        truth = value(form, x)
-        for name, call in (("F.gelu", eager(form)), ("gelu_ext", contenders(form, False)["gelu_ext"])):
+        truth = value(activation, x)
+        for name, call in zip(("gelu_ext", "F.gelu"), contenders(activation, False).values(), strict=True):
             errors = ulp_error(call(x.to(device)).cpu(), truth).clamp(min=1e-3)
             axis.semilogy(
                 x.double(), errors, ".", color="C0" if name == "gelu_ext" else "0.6", label=name, markersize=3
             )
         half = axis.axhline(0.5, color="0.3", linewidth=0.8, linestyle="--", label="correctly rounded")
         half.set_zorder(0)
-        axis.set(xlabel="x", title=f'bfloat16, approximate="{form}"')
+        axis.set(xlabel="x", title=f"bfloat16, {activation}")
     axes[0].set_ylabel("error in ulp of the result")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     path.parent.mkdir(exist_ok=True)

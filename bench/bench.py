@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from timing import Timing, alternate
 from torch import Tensor
 
 import gelu_ext
 from gelu_ext import _native
+from gelu_ext._activations import ACTIVATIONS
 
 # What was freed before makes glibc decide where an output of a few megabytes lies. In fresh memory page faults cost
 # more than the arithmetic. And where small pieces, which a thread keeps for itself, hold freed tensors apart, outputs
@@ -55,33 +55,29 @@ TORCH_LIMITS = {
 SHAPES = {"cpu": "4096x3072,256x3072,8x128,1x768", "cuda": "65536x3072,8192x4096,1024x3072,16x4096,1x4096"}
 
 
-def eager_gelu(z: Tensor, form: str) -> Tensor:
-    return z * torch.sigmoid(1.702 * z) if form == "sigmoid" else F.gelu(z, approximate=form)
+def eager_bias_act(x: Tensor, bias: Tensor, activation: str) -> Tensor:
+    return ACTIVATIONS[activation].eager(x + bias)
 
 
-def eager_bias_gelu(x: Tensor, bias: Tensor, form: str) -> Tensor:
-    return eager_gelu(x + bias, form)
-
-
-def eager_geglu(x: Tensor, bias: Tensor, form: str) -> Tensor:
+def eager_glu(x: Tensor, bias: Tensor, activation: str) -> Tensor:
     a, b = (x + bias).chunk(2, -1)
-    return a * eager_gelu(b, form)
+    return a * ACTIVATIONS[activation].eager(b)
 
 
-def eager_gelu_mul(x: Tensor, linear: Tensor, form: str) -> Tensor:
-    return eager_gelu(x, form) * linear
+def eager_act_mul(x: Tensor, linear: Tensor, activation: str) -> Tensor:
+    return ACTIVATIONS[activation].eager(x) * linear
 
 
-def fused_bias_gelu(x: Tensor, bias: Tensor, form: str) -> Tensor:
-    return gelu_ext.bias_gelu(x, bias, approximate=form)
+def fused_bias_act(x: Tensor, bias: Tensor, activation: str) -> Tensor:
+    return gelu_ext.bias_act(x, bias, activation=activation)
 
 
-def fused_geglu(x: Tensor, bias: Tensor, form: str) -> Tensor:
-    return gelu_ext.geglu(x, bias, approximate=form)
+def fused_glu(x: Tensor, bias: Tensor, activation: str) -> Tensor:
+    return gelu_ext.glu(x, bias, activation=activation)
 
 
-def fused_gelu_mul(x: Tensor, linear: Tensor, form: str) -> Tensor:
-    return gelu_ext.gelu_mul(x, linear, approximate=form)
+def fused_act_mul(x: Tensor, linear: Tensor, activation: str) -> Tensor:
+    return gelu_ext.act_mul(x, linear, activation=activation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +93,16 @@ class Op:
 
 
 OPS = {
-    "bias_gelu": Op(eager_bias_gelu, fused_bias_gelu, 1, True, 2, 3),
-    "geglu": Op(eager_geglu, fused_geglu, 2, True, 3, 5),
-    "gelu_mul": Op(eager_gelu_mul, fused_gelu_mul, 1, False, 3, 5),
+    "bias_act": Op(eager_bias_act, fused_bias_act, 1, True, 2, 3),
+    "glu": Op(eager_glu, fused_glu, 2, True, 3, 5),
+    "act_mul": Op(eager_act_mul, fused_act_mul, 1, False, 3, 5),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     op: str
-    form: str
+    activation: str
     dtype: torch.dtype
     rows: int
     cols: int
@@ -124,11 +120,11 @@ class Case:
         return x, second, torch.randn(self.rows, self.cols, device=device).to(self.dtype)
 
 
-def training_step(call: Callable[[Tensor, Tensor, str], Tensor], x: Tensor, y: Tensor, grad: Tensor, form: str):
+def training_step(call: Callable[[Tensor, Tensor, str], Tensor], x: Tensor, y: Tensor, grad: Tensor, activation: str):
     x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
 
     def step() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(call(x, y, form), (x, y), grad)
+        return torch.autograd.grad(call(x, y, activation), (x, y), grad)
 
     return step
 
@@ -138,8 +134,8 @@ def check(case: Case, call: Callable[[Tensor, Tensor, str], Tensor], device: tor
     x, y, _ = case.inputs(device)
     rows = slice(0, 64)
     second = y if OPS[case.op].second_is_bias else y[rows]
-    truth = OPS[case.op].eager(x[rows].double(), second.double(), case.form)
-    got = call(x, y, case.form)[rows].double()
+    truth = OPS[case.op].eager(x[rows].double(), second.double(), case.activation)
+    got = call(x, y, case.activation)[rows].double()
     allowed = 0.05 if case.dtype.itemsize == 2 else 1e-4
     error = ((got - truth).abs() / (1 + truth.abs())).max().item()
     if not error <= allowed:
@@ -163,14 +159,16 @@ def contenders(case: Case, device: torch.device, with_compile: bool) -> dict[str
         calls["compile"] = torch.compile(op.eager, dynamic=False)
     for name, call in calls.items():
         check(case, call, device, name)
-    forward: dict[str, Callable[[], object]] = {name: lambda c=call: c(x, y, case.form) for name, call in calls.items()}
+    forward: dict[str, Callable[[], object]] = {
+        name: lambda c=call: c(x, y, case.activation) for name, call in calls.items()
+    }
     forward["copy"] = copy_call(case, op.forward_moves, device)
     if op.second_is_bias and op.width == 1:
-        forward["F.gelu(x)"] = lambda: eager_gelu(x, case.form)
-    training = {name: training_step(call, x, y, grad, case.form) for name, call in calls.items()}
-    if case.form == "none":  # what being exact costs
-        forward["tanh"] = lambda: op.fused(x, y, "tanh")
-        training["tanh"] = training_step(op.fused, x, y, grad, "tanh")
+        forward["act(x)"] = lambda: ACTIVATIONS[case.activation].eager(x)
+    training = {name: training_step(call, x, y, grad, case.activation) for name, call in calls.items()}
+    if case.activation == "gelu":  # what being exact costs
+        forward["gelu_tanh"] = lambda: op.fused(x, y, "gelu_tanh")
+        training["gelu_tanh"] = training_step(op.fused, x, y, grad, "gelu_tanh")
     training["copy"] = copy_call(case, op.forward_moves + op.backward_moves, device)
     return {"forward": forward, "training": training}
 
@@ -187,7 +185,9 @@ def line_of(row: dict) -> str:
     ours = row["seconds"]["gelu_ext"]
     spread = (ours["high"] - ours["low"]) / ours["median"] * 100
     ratios = "  ".join(f"{name} {ratio:6.2f}x" for name, ratio in row["x"].items())
-    what = f"{row['op']:9} {row['form']:7} {row['dtype']:8} {row['rows']:6} x {row['cols']:<6} {row['threads']} thr"
+    what = (
+        f"{row['op']:8} {row['activation']:12} {row['dtype']:8} {row['rows']:6} x {row['cols']:<6} {row['threads']} thr"
+    )
     what += "" if row["values"] == "random" else f" x = {row['values']}"
     return f"{what} {row['pass']:8} {ours['median'] * 1e3:10.4f} ms +-{spread / 2:4.1f} %   {ratios}"
 
@@ -197,9 +197,12 @@ def cases(args: argparse.Namespace) -> Iterator[list[Case]]:
     shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes.split(",")]
     dtypes = [getattr(torch, name) for name in args.dtypes.split(",")]
     threads = [int(n) for n in args.threads.split(",")]
-    ops, forms, values = args.ops.split(","), args.forms.split(","), args.values.split(",")
+    ops, activations, values = (text.split(",") for text in (args.ops, args.activations, args.values))
     for count, (rows, cols), dtype in itertools.product(threads, shapes, dtypes):
-        yield [Case(op, form, dtype, rows, cols, count, x) for op, form, x in itertools.product(ops, forms, values)]
+        yield [
+            Case(op, activation, dtype, rows, cols, count, x)
+            for op, activation, x in itertools.product(ops, activations, values)
+        ]
 
 
 def measured(args: argparse.Namespace, part: list[Case]) -> Iterator[dict]:
@@ -250,11 +253,17 @@ def cpu_name() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def write_rows(path: Path, about: dict[str, object], rows: list[dict]) -> None:
+    """As JSON with a row on each line, so that a change of one shows as one."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    path.write_text(f'{json.dumps(about)[:-1]}, "rows": [\n{lines}\n]}}\n')
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--ops", default="bias_gelu,geglu")
-    parser.add_argument("--forms", default=",".join(_native.activations()))
+    parser.add_argument("--ops", default="bias_act,glu")
+    parser.add_argument("--activations", default=",".join(ACTIVATIONS))
     parser.add_argument("--dtypes", default="float32,bfloat16,float16")
     parser.add_argument("--shapes", help="rows x columns of the output, e.g. 4096x3072,1x768")
     parser.add_argument("--threads", default="1")
@@ -287,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(row)
         print(line_of(row), flush=True)
         if args.output:
-            args.output.write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+            write_rows(args.output, {"environment": about}, rows)
     return 0
 
 

@@ -95,17 +95,17 @@ def ingredients(rounds: int) -> dict[str, float]:
     """Of bias_gelu with one element."""
     x, bias = operands("bias_gelu", (1,))
     leaf = x.clone().requires_grad_()
-    op = torch.ops.gelu_ext.bias_gelu.default
+    op = torch.ops.gelu_ext.bias_act.default
     grad_out = torch.randn(1)
     return microseconds(
         {
             "torch.empty_like": lambda: torch.empty_like(x),
             "torch.compiler.is_compiling": torch.compiler.is_compiling,
-            "native function": lambda: _native.bias_gelu(x, bias, "none"),
-            "native function, declining": lambda: _native.bias_gelu(leaf, bias, "none"),
+            "native function": lambda: _native.bias_act("bias_gelu", x, bias, "gelu"),
+            "native function, declining": lambda: _native.bias_act("bias_gelu", leaf, bias, "gelu"),
             "gelu_ext.bias_gelu": lambda: gelu_ext.bias_gelu(x, bias),
-            "torch.ops.gelu_ext.bias_gelu.default": lambda: op(x, bias, "none"),
-            "native backward": lambda: _native.bias_gelu_backward(grad_out, x, bias, "none", True, True),
+            "torch.ops.gelu_ext.bias_act.default": lambda: op(x, bias, "gelu"),
+            "native backward": lambda: _native.bias_act_backward(grad_out, x, bias, "gelu", (True, True)),
         },
         rounds,
     )

@@ -58,7 +58,7 @@ def load_text(options: argparse.Namespace) -> Text:
     return Text(tokens, options.context, options.batch, options.seed)
 
 
-# ------------------------------------------------------------------------------------------------------ the training
+# --- the training -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -135,7 +135,7 @@ def train(eager: Run, fused: Run, text: Text, options: argparse.Namespace) -> No
         raise AssertionError("the two models have seen different batches")
 
 
-# ---------------------------------------------------------------------------------------------------- the measurement
+# --- the measurement --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -239,7 +239,7 @@ def measure(run: Run, batch: Tensor) -> tuple[Memory, dict[str, float]]:
     return Memory(*kept, peak), meter.shares()
 
 
-# --------------------------------------------------------------------------------------------------------- the report
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def say(line: str = "") -> None:
@@ -324,7 +324,7 @@ def quoted(sample: bytes) -> str:
     return "\n".join(f"  | {line}" for line in lines)
 
 
-# ----------------------------------------------------------------------------------------------------------- the demo
+# --- the demo ---------------------------------------------------------------------------------------------------------
 
 
 def run_variant(name: str, text: Text, options: argparse.Namespace) -> tuple[float, list[list[str]], str]:

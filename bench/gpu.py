@@ -26,11 +26,12 @@ import torch
 from timing import alternate
 
 import gelu_ext
-from bench import Case, contenders, environment, fused_bias_gelu, line_of, row_of
+from bench import Case, contenders, environment, fused_bias_act, line_of, row_of
+from gelu_ext._activations import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-FORMS, DTYPES = ("none", "tanh", "sigmoid"), (torch.bfloat16, torch.float32, torch.float16)
+DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
 
 class Report:
@@ -135,7 +136,7 @@ def repeatable(report: Report) -> str:
     x = torch.randn(8192, 3072, device=report.device).bfloat16()
     bias = torch.randn(3072, device=report.device).bfloat16().requires_grad_()
     grad = torch.randn_like(x)
-    first, *others = (torch.autograd.grad(fused_bias_gelu(x, bias, "none"), bias, grad)[0] for _ in range(5))
+    first, *others = (torch.autograd.grad(fused_bias_act(x, bias, "gelu"), bias, grad)[0] for _ in range(5))
     if not all(torch.equal(first, other) for other in others):
         raise AssertionError("two runs gave different bias gradients")
     return "five runs, the same bits"
@@ -148,24 +149,24 @@ def cells(device: torch.device) -> Iterator[tuple[Case, bool]]:
     """(case, whether to time torch.compile), the most important first."""
     threads = torch.get_num_threads()
     if device.type != "cuda":
-        yield Case("bias_gelu", "none", torch.bfloat16, 64, 256, threads), False
+        yield Case("bias_act", "gelu", torch.bfloat16, 64, 256, threads), False
         return
-    large, ops = ((16384, 4096), (65536, 3072)), ("bias_gelu", "geglu", "gelu_mul")
+    large, ops = ((16384, 4096), (65536, 3072)), ("bias_act", "glu", "act_mul")
     for dtype in DTYPES:
         for op in ops:
-            for form in FORMS:
-                yield Case(op, form, dtype, *large[0], threads), form != "sigmoid"
+            for activation in ACTIVATIONS:
+                yield Case(op, activation, dtype, *large[0], threads), activation != "gelu_sigmoid"
     for rows, cols in (large[1], (1, 4096), (16, 4096), (1024, 3072), (8192, 14336), (2048, 16384), (65536, 1024)):
         for op in ops:
             for dtype in DTYPES[:2]:
-                yield Case(op, "none", dtype, rows, cols, threads), rows <= 16
+                yield Case(op, "gelu", dtype, rows, cols, threads), rows <= 16
 
 
 def benchmark(report: Report) -> None:
-    done = {(c["op"], c["form"], c["dtype"], c["rows"], c["cols"], c["pass"]) for c in report.data["cells"]}
+    done = {(c["op"], c["activation"], c["dtype"], c["rows"], c["cols"], c["pass"]) for c in report.data["cells"]}
     for case, with_compile in cells(report.device):
         for step, calls in contenders(case, report.device, with_compile).items():
-            key = (case.op, case.form, str(case.dtype).removeprefix("torch."), case.rows, case.cols, step)
+            key = (case.op, case.activation, str(case.dtype).removeprefix("torch."), case.rows, case.cols, step)
             if key in done:
                 continue
             if report.left() < 15:
@@ -187,11 +188,12 @@ def table(data: dict) -> str:
         "Share: of the bandwidth of a copy of the same bytes in the same run. x: time of the other over ours.",
         "",
     ]
-    lines += ["| op | form | dtype | rows x cols | pass | ms | share | x eager | x compile |", "|" + "---|" * 9]
+    lines += ["| op | activation | dtype | rows x cols | pass | ms | share | x eager | x compile |", "|" + "---|" * 9]
     for cell in data["cells"]:
         compiled = cell["x"].get("compile")
         lines.append(
-            f"| {cell['op']} | {cell['form']} | {cell['dtype']} | {cell['rows']} x {cell['cols']} | {cell['pass']} | "
+            f"| {cell['op']} | {cell['activation']} | {cell['dtype']} | {cell['rows']} x {cell['cols']} "
+            f"| {cell['pass']} | "
             f"{cell['seconds']['gelu_ext']['median'] * 1e3:.4f} | {cell['x']['copy'] * 100:.0f} % | "
             f"{cell['x']['eager']:.2f} | {f'{compiled:.2f}' if compiled else ''} |"
         )
