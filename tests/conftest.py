@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from gelu_ext import _native
+from gelu_ext._operations import OPERATIONS
 
 HAS_CUDA = torch.cuda.is_available() and getattr(_native.module, "with_cuda", False)
 DEVICES = ["cpu", "cuda"] if HAS_CUDA else ["cpu"]
@@ -54,3 +56,27 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread_one_seed(threads: None) -> None:
+    """For small models, whose tensors only wait for each other's threads."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each native forward was called and did not decline, by the function of GELU that it is."""
+    counted = Counter()
+    for op in OPERATIONS.values():
+        for name in (op.name, f"{op.name}_forward"):
+            original = getattr(_native, name)
+
+            def call(*args, op=op, original=original):
+                out = original(*args)
+                counted[op.gelu] += out is not None
+                return out
+
+            monkeypatch.setattr(_native, name, call)
+    return counted

@@ -1,8 +1,9 @@
 """The truth that tests compare to, in float64, and how far from it a result may lie.
 
-The truth of a form is its erfc or logistic function in float64, never `F.gelu`, which is wrong in the tail. To add a
-form, add its line to FORMS. A `Call` is one way to call the library; it knows its own truth, forward and backward, and
-the bound that follows from the bars: how many units in the last place (ulp) a value or a slope may be off.
+The truth of an activation is its erfc or logistic function in float64, never `F.gelu`, which is wrong in the tail. To
+add an activation, add its line to TRUTHS. A `Call` is one way to call the library; it knows its own truth, forward and
+backward, and the bound that follows from the bars: how many units in the last place (ulp) a value or a slope may be
+off.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 import gelu_ext
 from gelu_ext import _native
+from gelu_ext._activations import GELUS
+from gelu_ext._operations import OPERATIONS
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 HALVES = [torch.float16, torch.bfloat16]
@@ -25,19 +29,20 @@ HALVES = [torch.float16, torch.bfloat16]
 # In ulp of the result. A float32 slope below 0.05 is near its root and has an absolute bar instead.
 VALUE_BAR = {torch.bfloat16: 0.505, torch.float16: 0.52, torch.float32: 4.0}
 SLOPE_BAR = {torch.bfloat16: 0.51, torch.float16: 0.55, torch.float32: 5.0}
-SLOPE_NEAR_ROOT = 3e-8
+SLOPE_NEAR_ROOT = 3e-8  # absolute: of a float32, and, beyond its rounding, of a float16 below 2^-10
 
 # The same before the result is rounded. The bars of the 16-bit types are those of the 16-bit inputs; x + bias is a
 # float32, where the errors of the arithmetic are as large but meet the middle between two results more often.
 VALUE_ERROR = {torch.bfloat16: 0.01, torch.float16: 0.05, torch.float32: VALUE_BAR[torch.float32]}
 SLOPE_ERROR = {torch.bfloat16: 0.01, torch.float16: 0.05, torch.float32: SLOPE_BAR[torch.float32]}
 
-# ------------------------------------------------------------------------------------------------------------ the forms
+# --- the activations --------------------------------------------------------------------------------------------------
 
 
-class Form(NamedTuple):
+class Truth(NamedTuple):
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
+    exact: Callable[[Any, Any], tuple[Any, Any]]  # (value, slope) of a number, in mpmath: of any precision
 
 
 def _phi(x: Tensor) -> Tensor:
@@ -48,39 +53,55 @@ def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * torch.erfc(-x * math.sqrt(0.5))
 
 
-def _logistic(u: Callable[[Tensor], Tensor], u_slope: Callable[[Tensor], Tensor]) -> Form:
-    """x * sigmoid(u(x)); both factors of sigmoid' are sigmoids, so that nothing cancels."""
-    return Form(
+def _exact_gelu(mp: Any, x: Any) -> tuple[Any, Any]:
+    cdf = mp.erfc(-x / mp.sqrt(2)) / 2
+    return x * cdf, cdf + x * mp.npdf(x)
+
+
+def _gate(linear: float, cubic: float = 0.0, exact_linear: Callable[[Any], Any] | None = None) -> Truth:
+    """x sigmoid(u), u = linear (x + cubic x^3); both factors of sigmoid' are sigmoids, so that nothing cancels."""
+
+    def exact(mp: Any, x: Any) -> tuple[Any, Any]:
+        k, c = exact_linear(mp) if exact_linear else mp.mpf(str(linear)), mp.mpf(str(cubic))
+        u, u_slope = k * (x + c * x**3), k * (1 + 3 * c * x * x)
+        sigma = 1 / (1 + mp.exp(-u))
+        return x * sigma, sigma * (1 + x * u_slope / (1 + mp.exp(u)))
+
+    def u(x: Tensor) -> Tensor:
+        return linear * (x + cubic * x * x * x) if cubic else linear * x
+
+    return Truth(
         lambda x: x * torch.sigmoid(u(x)),
-        lambda x: torch.sigmoid(u(x)) * (1 + x * u_slope(x) * torch.sigmoid(-u(x))),
+        lambda x: torch.sigmoid(u(x)) * (1 + x * linear * (1 + 3 * cubic * x * x) * torch.sigmoid(-u(x))),
+        exact,
     )
 
 
-_K = math.sqrt(8 / math.pi)
-FORMS: dict[str, Form] = {
-    "none": Form(lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * _phi(x)),
-    "tanh": _logistic(lambda x: _K * (x + 0.044715 * x * x * x), lambda x: _K * (1 + 3 * 0.044715 * x * x)),
-    "sigmoid": _logistic(lambda x: 1.702 * x, lambda x: torch.full_like(x, 1.702)),
+TRUTHS: dict[str, Truth] = {
+    "gelu": Truth(lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * _phi(x), _exact_gelu),
+    "gelu_tanh": _gate(math.sqrt(8 / math.pi), 0.044715, lambda mp: mp.sqrt(8 / mp.pi)),
+    "gelu_sigmoid": _gate(1.702),
 }
-FORM_NAMES = [name for name in _native.activations() if name in FORMS]  # a form that is missing fails a test by name
+ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
+FORMS = list(GELUS)  # of GELU, in torch's word `approximate`
 
-_FAR = 1000.0  # every form has reached its limits there, to the last bit of a float64
+_FAR = 1000.0  # every activation has reached its limits there, to the last bit of a float64
 
 
-def value(form: str, x: Tensor) -> Tensor:
-    """The form at x in float64: x far above zero, -0 far below, NaN for NaN."""
+def value(activation: str, x: Tensor) -> Tensor:
+    """The activation, by name or as a form of GELU, at x in float64: x far above zero, -0 far below, NaN for NaN."""
     x = x.detach().cpu().double()
     limit = torch.where(x > 0, x, torch.full_like(x, -0.0))
-    return torch.where(x.abs() > _FAR, limit, FORMS[form].value(x))
+    return torch.where(x.abs() > _FAR, limit, TRUTHS[GELUS.get(activation, activation)].value(x))
 
 
-def slope(form: str, x: Tensor) -> Tensor:
-    """The form's derivative at x in float64: 1 far above zero, 0 far below, NaN for NaN."""
+def slope(activation: str, x: Tensor) -> Tensor:
+    """Its derivative at x in float64: 1 far above zero, 0 far below, NaN for NaN."""
     x = x.detach().cpu().double()
-    return torch.where(x.abs() > _FAR, (x > 0).double(), FORMS[form].slope(x))
+    return torch.where(x.abs() > _FAR, (x > 0).double(), TRUTHS[GELUS.get(activation, activation)].slope(x))
 
 
-# ---------------------------------------------------------------------------------------------- units in the last place
+# --- units in the last place ------------------------------------------------------------------------------------------
 
 _DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
@@ -128,7 +149,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- bounds
+# --- bounds -----------------------------------------------------------------------------------------------------------
 
 
 class Bound(NamedTuple):
@@ -181,31 +202,54 @@ def rounding(truth: Tensor, dtype: torch.dtype) -> Tensor:
     return (0.501 if _is_half(dtype) else 1.5) * ulp(_finite(truth, dtype), dtype)
 
 
-# ------------------------------------------------------------------------------------------------------------ the calls
+# --- the calls --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Call:
-    """One way to call the library. Its second operand, `other`, is a bias or None, or the linear tensor of gelu_mul."""
+    """One way to call the library: by a function of GELU with a form of it, or of any activation with its name.
+
+    Its second operand, `other`, is a bias or None, or the linear tensor of act_mul.
+    """
 
     op: str
-    form: str
+    activation: str  # or the form
     activated: str = ""
 
     def __str__(self) -> str:
-        return "-".join(filter(None, (self.op, self.form, self.activated)))
+        return "-".join(filter(None, (self.op, self.activation, self.activated)))
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         extra = {"activated": self.activated} if self.activated else {}
-        return getattr(gelu_ext, self.op)(x, other, approximate=self.form, **extra)
+        return getattr(gelu_ext, self.op)(x, other, **{self.word: self.activation}, **extra)
+
+    @property
+    def word(self) -> str:
+        """Of the argument that is the activation."""
+        return "activation" if self.op in OPERATIONS else "approximate"
+
+    @property
+    def operator(self) -> str:
+        """Of the registered operator that it ends in."""
+        return next(name for name, op in OPERATIONS.items() if self.op in (name, op.gelu))
+
+    def arguments(self, x: Tensor, other: Tensor | None) -> tuple[Any, ...]:
+        """Of that operator."""
+        absent = (None,) * (len(OPERATIONS[self.operator].tensors) - 2)
+        names = (GELUS.get(self.activation, self.activation), *filter(None, [self.activated]))
+        return x, other, *absent, *names
+
+    def needs(self, x: bool, other: bool) -> list[bool]:
+        """The last argument of the operator's backward."""
+        return [x, other] + [False] * (len(OPERATIONS[self.operator].tensors) - 2)
 
     @property
     def has_bias(self) -> bool:
-        return self.op != "gelu_mul"
+        return self.operator != "act_mul"
 
     def width(self, width: int) -> int:
         """Of the input that gives an output of `width`."""
-        return 2 * width if self.op == "geglu" else width
+        return OPERATIONS[self.operator].halves * width
 
     def biases(self, dtype: torch.dtype) -> list[torch.dtype | None]:
         """Every kind of bias that the call takes: none, of x's dtype, float32."""
@@ -225,14 +269,14 @@ class Call:
         if not self.has_bias:
             return z.double(), other.double()
         z = (z if other is None else z + other).double()
-        if self.op == "bias_gelu":
+        if not self.activated:
             return z, None
         first, second = z.chunk(2, -1)
         return (first, second) if self.activated == "first" else (second, first)
 
     def forward_bound(self, x: Tensor, other: Tensor | None) -> Bound:
         z, linear = self.operands(x, other)
-        v = value(self.form, z)
+        v = value(self.activation, z)
         if linear is None:
             half_ulp = 0.5 * ulp(_finite(v, x.dtype), x.dtype)
             return Bound(v, value_error(_finite(v, x.dtype), x.dtype) + half_ulp * _is_half(x.dtype))
@@ -243,7 +287,7 @@ class Call:
         """Of the gradients of x and of the second operand."""
         z, linear = self.operands(x, other)
         g = grad_out.detach().cpu().double()
-        s, v = slope(self.form, z), value(self.form, z)
+        s, v = slope(self.activation, z), value(self.activation, z)
         weight = g if linear is None else g * linear
         activated = Bound(weight * s, weight.abs() * slope_error(s, x.dtype))
         both = [activated]
@@ -265,10 +309,28 @@ class Call:
         return grad_x, Bound(total, exact.tolerance.sum(0) + of_sum + of_rounding)
 
 
-CALLS = [Call("bias_gelu", form) for form in FORM_NAMES]
-CALLS += [Call("geglu", form, activated) for form in FORM_NAMES for activated in ("second", "first")]
-CALLS += [Call("gelu_mul", form) for form in FORM_NAMES]
-EXACT_CALLS = [call for call in CALLS if call.form == "none"]
+def _calls(bias_act: str, glu: str, act_mul: str, activations: list[str]) -> list[Call]:
+    calls = [Call(bias_act, name) for name in activations]
+    calls += [Call(glu, name, activated) for name in activations for activated in ("second", "first")]
+    return calls + [Call(act_mul, name) for name in activations]
+
+
+# Every activation once: GELU's forms by GELU's functions, the others by the functions of any.
+CALLS = _calls("bias_gelu", "geglu", "gelu_mul", FORMS)
+CALLS += _calls("bias_act", "glu", "act_mul", [name for name in ACTIVATIONS if name not in GELUS.values()])
+EXACT_CALLS = [call for call in CALLS if call.activation == "none"]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+every_call = pytest.mark.parametrize("call", CALLS, ids=str)
+every_exact_call = pytest.mark.parametrize("call", EXACT_CALLS, ids=str)
+every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+every_form = pytest.mark.parametrize("form", FORMS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=_dtype_name)
+every_half = pytest.mark.parametrize("dtype", HALVES, ids=_dtype_name)
 
 
 def randn(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0) -> Tensor:
@@ -320,7 +382,12 @@ def check(
     return out, grads[0], grads[1] if other is not None else None
 
 
-# -------------------------------------------------------------------------------------------------------------- layouts
+def check_with_every_bias(call: Call, x: Tensor, grad_out: Tensor | None = None) -> None:
+    for bias in call.biases(x.dtype):
+        check(call, x, call.other(x, bias), grad_out)
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
 
 
 def in_buffer(t: Tensor, left: int, right: int, step: int = 1) -> Tensor:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
-from reference import CALLS, HALVES, check, leaf, randn
+from reference import check, every_call, every_half, leaf, randn
 from torch import nn
 
 import gelu_ext
 
-every_call = pytest.mark.parametrize("call", CALLS, ids=str)
-every_half = pytest.mark.parametrize("half", HALVES, ids=str)
-
 
 @every_half
 @every_call
-def test_runs_in_the_dtype_of_its_input(call, half, device):
-    with torch.autocast(device, dtype=half):
-        for dtype in (torch.float32, half, torch.float64):
-            x = randn((5, call.width(7)), dtype, device)
-            for bias in call.biases(dtype):
+def test_runs_in_the_dtype_of_its_input(call, dtype, device):
+    with torch.autocast(device, dtype=dtype):
+        for kind in (torch.float32, dtype, torch.float64):
+            x = randn((5, call.width(7)), kind, device)
+            for bias in call.biases(kind):
                 out, grad_x, grad_other = check(call, x, call.other(x, bias))
-                assert out.dtype == F.gelu(x).dtype == grad_x.dtype == dtype
-                assert grad_other is None or grad_other.dtype == (bias or dtype)
+                assert out.dtype == F.gelu(x).dtype == grad_x.dtype == kind
+                assert grad_other is None or grad_other.dtype == (bias or kind)
 
 
 class Block(nn.Module):
@@ -49,17 +45,17 @@ class Block(nn.Module):
 
 
 @every_half
-def test_a_model_with_float32_parameters(half, device):
+def test_a_model_with_float32_parameters(dtype, device):
     torch.manual_seed(0)
     block, eager = Block(True).to(device), Block(False).to(device)
     eager.load_state_dict(block.state_dict())
     x = leaf(randn((32, 8), torch.float32, device))
     results = {}
     for model in (block, eager):
-        with torch.autocast(device, dtype=half):
+        with torch.autocast(device, dtype=dtype):
             out = model(x)
         # eager promotes half + float32 bias to float32, we keep the input's dtype
-        assert out.dtype == half
+        assert out.dtype == dtype
         grads = torch.autograd.grad(out.float().square().mean(), [x, *model.parameters()])
         assert all(g.dtype == torch.float32 for g in grads)
         results[model] = grads
@@ -69,21 +65,21 @@ def test_a_model_with_float32_parameters(half, device):
     truth = torch.autograd.grad(wide(x64).square().mean(), [x64, *wide.parameters()])
     for ours, theirs, true in zip(results[block], results[eager], truth, strict=True):
         ours, theirs = ((g.double() - true).norm() / true.norm() for g in (ours, theirs))
-        assert ours <= 2 * theirs + 4 * torch.finfo(half).eps
+        assert ours <= 2 * theirs + 4 * torch.finfo(dtype).eps
 
 
 @every_half
 @every_call
-def test_double_backward_and_transforms(call, half):
-    x = randn((5, call.width(7)), half)
-    other = call.other(x, torch.float32 if call.has_bias else half)
+def test_double_backward_and_transforms(call, dtype):
+    x = randn((5, call.width(7)), dtype)
+    other = call.other(x, torch.float32 if call.has_bias else dtype)
     leaves = leaf(x), leaf(other)
-    with torch.autocast("cpu", dtype=half):
+    with torch.autocast("cpu", dtype=dtype):
         out = call(*leaves)
         first = torch.autograd.grad(out.float().sin().sum(), leaves, create_graph=True)
         second = torch.autograd.grad(sum(g.float().sin().sum() for g in first), leaves)
         batched = torch.func.vmap(call, (0, None if call.has_bias else 0))(x, other)
-    assert batched.dtype == out.dtype == half
+    assert batched.dtype == out.dtype == dtype
     for got, wrt in zip([*first, *second], [*leaves, *leaves], strict=True):
         assert got.dtype == wrt.dtype and got.isfinite().all()
     torch.testing.assert_close(batched, out.detach())

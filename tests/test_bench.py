@@ -30,7 +30,7 @@ def load(monkeypatch: pytest.MonkeyPatch, threads: None) -> Iterator:
             del sys.modules[name]
 
 
-ONE_CASE = ["--device", "cpu", "--ops", "geglu", "--forms", "tanh", "--dtypes", "bfloat16", "--shapes", "8x32"]
+ONE_CASE = ["--device", "cpu", "--ops", "glu", "--activations", "gelu_tanh", "--dtypes", "bfloat16", "--shapes", "8x32"]
 
 
 def test_the_microbenchmark_prints_and_writes_each_case(load, tmp_path, capsys):
@@ -39,7 +39,7 @@ def test_the_microbenchmark_prints_and_writes_each_case(load, tmp_path, capsys):
     rows = json.loads(output.read_text())["rows"]
     assert [row["pass"] for row in rows] == ["forward", "training"]
     assert all(row["seconds"]["gelu_ext"]["median"] > 0 and row["x"]["eager"] > 0 for row in rows)
-    assert capsys.readouterr().out.count("geglu") == 2
+    assert capsys.readouterr().out.count("glu ") == 2
 
 
 def test_each_shape_is_timed_in_a_process_of_its_own(load, tmp_path, monkeypatch):
@@ -78,10 +78,10 @@ def test_torch_is_held_to_the_instruction_set_too(load, monkeypatch):
 def test_a_contender_that_computes_something_else_is_not_timed(load, monkeypatch):
     bench = load("bench")
 
-    def wrong(x, bias, form):
-        return 1.5 * bench.eager_geglu(x, bias, form)
+    def wrong(x, bias, activation):
+        return 1.5 * bench.eager_glu(x, bias, activation)
 
-    monkeypatch.setitem(bench.OPS, "geglu", dataclasses.replace(bench.OPS["geglu"], fused=wrong))
+    monkeypatch.setitem(bench.OPS, "glu", dataclasses.replace(bench.OPS["glu"], fused=wrong))
     with pytest.raises(SystemExit, match=r"expected gelu_ext of .* to agree with float64"):
         bench.main(ONE_CASE)
 
@@ -102,7 +102,7 @@ def test_the_gpu_run_goes_through_its_steps_on_the_cpu_and_resumes(load, tmp_pat
     assert set(results["steps"]) == {"more than 2^31 elements", "repeatable bias gradients", "compute-sanitizer"}
     assert all(result.startswith("ok") for result in results["steps"].values())
     assert len(results["cells"]) == 2
-    assert "| bias_gelu | none | bfloat16 | 64 x 256 | forward |" in written.with_suffix(".md").read_text()
+    assert "| bias_act | gelu | bfloat16 | 64 x 256 | forward |" in written.with_suffix(".md").read_text()
     capsys.readouterr()
     assert gpu.main(command) == 0
     assert capsys.readouterr().out.count("passed before") == 3

@@ -6,12 +6,10 @@ import functools
 
 import pytest
 import torch
-from reference import CALLS, leaf, randn, same_bits
+from reference import every_call, leaf, randn, same_bits
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import gelu_ext
-
-every_call = pytest.mark.parametrize("call", CALLS, ids=str)
 
 
 def operands(call):
@@ -46,7 +44,7 @@ def test_with_reentrance(call):
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.MUST_RECOMPUTE], ids=str)
 @every_call
 def test_a_policy_sees_the_operators(call, policy):
-    op = getattr(torch.ops.gelu_ext, call.op).default
+    op = getattr(torch.ops.gelu_ext, call.operator).default
     seen = []
 
     def choose(context, func, *args, **kwargs):

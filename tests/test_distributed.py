@@ -33,7 +33,7 @@ from torch.distributed.tensor import (
 )
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from gelu_ext._sharding import interleave_halves
+from gelu_ext import interleave_halves
 
 WORLD = 2
 F64 = torch.float64
@@ -71,7 +71,7 @@ def outcomes() -> dict[str, str]:
         }
 
 
-# --------------------------------------------------------------------------------------------------------------- models
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 class BiasMLP(nn.Module):
@@ -140,7 +140,7 @@ def assert_gradients(model: nn.Module, expected: dict[str, Tensor], scale: float
 
 MODELS = [BiasMLP, TwoTensorMLP, PackedMLP]
 
-# --------------------------------------------------------------------------------------------------------------- checks
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def check_ddp(mesh) -> None:
@@ -234,7 +234,7 @@ def compare_with_plain(mesh, call: Call, x: Tensor, other: Tensor | None, p, q) 
     with torch.no_grad():
         assert_close(full(call(*sharded)), expected)
     if p == Shard(2):
-        assert out.placements == ((Replicate(),) if call.op == "geglu" else out.placements)
+        assert out.placements == ((Replicate(),) if call.operator == "glu" else out.placements)
     grad_out = randn(expected.shape, F64, seed=2)
     sharded_grad_out = distribute_tensor(grad_out, mesh, out.placements)
     for wanted in ([0], [1], [0, 1]):  # in an order in which a result remembered too long would show

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from reference import randn, same_bits
+from reference import Call, randn, same_bits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gelu_ext
 from gelu_ext import _native
+from gelu_ext._activations import GELUS
 
 FLOATS = "float64, float32, float16 or bfloat16"
-FORMS = ", ".join(f"'{form}'" for form in _native.activations())
+ACTIVATIONS = ", ".join(f"'{name}'" for name in _native.activations())
+FORMS = ", ".join(f"'{form}'" for form in GELUS)
 NOT_FLOATS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
 NOT_FLOATS += [torch.complex32, torch.complex64, torch.complex128, torch.float8_e4m3fn]
 NAMES = {torch.float8_e4m3fn: "Float8_e4m3fn"}
@@ -261,19 +263,20 @@ def test_options_are_keyword_only_and_unknown_ones_are_refused(op):
         getattr(gelu_ext, op)(x, x, approximation="tanh")
 
 
-# ------------------------------------------------------------------------------- the operators behind the functions
+# --- the operators behind the functions -------------------------------------------------------------------------------
 
 
 def backward_of(op: str, grad_out: Tensor, x: Tensor, other: Tensor) -> Any:
-    options = ("none", "second") if op == "geglu" else ("none",)
-    return getattr(torch.ops.gelu_ext, f"{op}_backward")(grad_out, x, other, *options, True, True)
+    call = Call(op, "gelu", "second" if op == "glu" else "")
+    operator = getattr(torch.ops.gelu_ext, f"{op}_backward")
+    return operator(grad_out, *call.arguments(x, other), call.needs(True, True))
 
 
-@pytest.mark.parametrize("op", ["bias_gelu", "geglu", "gelu_mul"])
+@pytest.mark.parametrize("op", ["bias_act", "glu", "act_mul"])
 def test_a_bad_gradient_is_refused(op):
     """Autograd itself makes sure of these; the registered operators can be called by anyone."""
-    x, other = t(4, 8), t(4, 8) if op == "gelu_mul" else t(8)
-    shape = (4, 4) if op == "geglu" else (4, 8)
+    x, other = t(4, 8), t(4, 8) if op == "act_mul" else t(8)
+    shape = (4, 4) if op == "glu" else (4, 8)
     for bad_shape in ((4, 5), (5, *shape[1:]), (2, *shape), (shape[1],), ()):
         with pytest.raises(ValueError) as caught:
             backward_of(op, t(*bad_shape), x, other)
@@ -289,17 +292,17 @@ def test_a_bad_gradient_is_refused(op):
         assert str(caught.value).splitlines()[0] == f"{op}: expected grad_out {words}"
 
 
-@pytest.mark.parametrize("op", ["bias_gelu", "geglu", "gelu_mul"])
+@pytest.mark.parametrize("op", ["bias_act", "glu", "act_mul"])
 def test_the_registered_operators_check_for_themselves(op):
     x = t(4, 8)
-    other = x if op == "gelu_mul" else None
-    half = ("second",) if op == "geglu" else ()
+    other = x if op == "act_mul" else None
+    call = Call(op, "Tanh", "second" if op == "glu" else "")
     with pytest.raises(ValueError) as caught:
-        getattr(torch.ops.gelu_ext, op)(x, other, "Tanh", *half)
-    assert str(caught.value).splitlines()[0] == f"{op}: expected approximate to be one of {FORMS}, got 'Tanh'"
+        getattr(torch.ops.gelu_ext, op)(*call.arguments(x, other))
+    assert str(caught.value).splitlines()[0] == f"{op}: expected activation to be one of {ACTIVATIONS}, got 'Tanh'"
     with pytest.raises(TypeError) as caught:
-        getattr(torch.ops.gelu_ext, op)(x.int(), other, "none", *half)
-    name = "activated" if op == "gelu_mul" else "x"
+        getattr(torch.ops.gelu_ext, op)(*replace(call, activation="gelu").arguments(x.int(), other))
+    name = "activated" if op == "act_mul" else "x"
     assert str(caught.value).splitlines()[0] == f"{op}: expected {name} of dtype {FLOATS}, got int32"
 
 

@@ -10,14 +10,23 @@ import functools
 import pytest
 import torch
 from conftest import INSTRUCTION_SETS
-from reference import FORM_NAMES, HALVES, SLOPE_BAR, SLOPE_NEAR_ROOT, VALUE_BAR, error, slope, ulp_error, value
+from reference import (
+    HALVES,
+    SLOPE_BAR,
+    SLOPE_NEAR_ROOT,
+    VALUE_BAR,
+    error,
+    every_activation,
+    every_half,
+    slope,
+    ulp,
+    ulp_error,
+    value,
+)
 from torch import Tensor
 
 import gelu_ext
 from gelu_ext import _native
-
-every_form = pytest.mark.parametrize("form", FORM_NAMES)
-every_half = pytest.mark.parametrize("dtype", HALVES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 # A goal for the float32 value beyond its bar, in ulp.
 VALUE_GOAL = 2.0
@@ -47,16 +56,20 @@ def powers_of_two(like: Tensor) -> Tensor:
 
 
 @functools.cache
-def truth(form: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def truth(activation: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     x = float32_sample() if dtype is torch.float32 else all_inputs(dtype)
-    return value(form, x), slope(form, x)
+    return value(activation, x), slope(activation, x)
 
 
 def assert_within_bars(got: Tensor, expected: Tensor, x: Tensor, bar: float, near_root: float = 0.0) -> None:
+    """`near_root`: the absolute bar of a slope there, beyond the rounding to 16 bits."""
     units = ulp_error(got, expected)
     if near_root:
-        small = expected.abs() <= 0.05
-        units[small] = error(got, expected)[small] * (bar / near_root)
+        if got.dtype is torch.float32:
+            small, rounding = expected.abs() <= 0.05, 0.0
+        else:
+            small, rounding = (expected.abs() <= 2.0**-10) & (x.detach().cpu() > -4), 0.5 * ulp(expected, got.dtype)
+        units[small] = ((error(got, expected) - rounding).clamp(min=0.0) * (bar / near_root))[small]
     worst = int(units.argmax())
     assert units[worst] <= bar, (
         f"{units[worst]:.4f} ulp (bar {bar}) at x = {x.flatten()[worst].item()!r}, {(units > bar).sum()} are over it: "
@@ -64,21 +77,21 @@ def assert_within_bars(got: Tensor, expected: Tensor, x: Tensor, bar: float, nea
     )
 
 
-def check_values_and_slopes(form: str, x: Tensor, expected_value: Tensor, expected_slope: Tensor) -> None:
+def check_values_and_slopes(activation: str, x: Tensor, expected_value: Tensor, expected_slope: Tensor) -> None:
     """By way of bias_gelu, and by way of the gated operations, which compute value and slope together."""
     value_bar, slope_bar = VALUE_BAR[x.dtype], SLOPE_BAR[x.dtype]
-    near_root = SLOPE_NEAR_ROOT if x.dtype is torch.float32 else 0.0
+    near_root = 0.0 if x.dtype is torch.bfloat16 else SLOPE_NEAR_ROOT
     g, linear = powers_of_two(x), powers_of_two(x.flip(0))
     exact_g, exact_linear = g.cpu().double(), linear.cpu().double()
     x = x.detach().requires_grad_()
 
-    out = gelu_ext.bias_gelu(x, approximate=form)
+    out = gelu_ext.bias_act(x, activation=activation)
     assert_within_bars(out, expected_value, x, value_bar)
     (grad_x,) = torch.autograd.grad(out, x, g)
     assert_within_bars(grad_x, exact_g * expected_slope, x, slope_bar, near_root)
 
     linear.requires_grad_()
-    out = gelu_ext.gelu_mul(x, linear, approximate=form)
+    out = gelu_ext.act_mul(x, linear, activation=activation)
     assert_within_bars(out, exact_linear * expected_value, x, value_bar)
     grad_x, grad_linear = torch.autograd.grad(out, (x, linear), g)
     assert_within_bars(grad_x, exact_g * exact_linear * expected_slope, x, slope_bar, near_root)
@@ -86,58 +99,58 @@ def check_values_and_slopes(form: str, x: Tensor, expected_value: Tensor, expect
 
     packed = torch.stack([linear.detach(), x.detach()], -1).flatten()  # the halves of rows of two
     rows = packed.view(-1, 2).requires_grad_()
-    out = gelu_ext.geglu(rows, approximate=form)
+    out = gelu_ext.glu(rows, activation=activation)
     assert_within_bars(out.flatten(), exact_linear * expected_value, x, value_bar)
 
 
 @every_half
-@every_form
-def test_every_16_bit_input(form, dtype, instruction_set):
-    check_values_and_slopes(form, all_inputs(dtype), *truth(form, dtype))
+@every_activation
+def test_every_16_bit_input(activation, dtype, instruction_set):
+    check_values_and_slopes(activation, all_inputs(dtype), *truth(activation, dtype))
 
 
 @every_half
-@every_form
-def test_every_16_bit_input_on_the_gpu(form, dtype, cuda):
-    check_values_and_slopes(form, all_inputs(dtype).to(cuda), *truth(form, dtype))
+@every_activation
+def test_every_16_bit_input_on_the_gpu(activation, dtype, cuda):
+    check_values_and_slopes(activation, all_inputs(dtype).to(cuda), *truth(activation, dtype))
 
 
-@every_form
-def test_dense_float32_sample(form, instruction_set):
-    check_values_and_slopes(form, float32_sample(), *truth(form, torch.float32))
+@every_activation
+def test_dense_float32_sample(activation, instruction_set):
+    check_values_and_slopes(activation, float32_sample(), *truth(activation, torch.float32))
 
 
-@every_form
-def test_dense_float32_sample_on_the_gpu(form, cuda):
-    check_values_and_slopes(form, float32_sample().to(cuda), *truth(form, torch.float32))
+@every_activation
+def test_dense_float32_sample_on_the_gpu(activation, cuda):
+    check_values_and_slopes(activation, float32_sample().to(cuda), *truth(activation, torch.float32))
 
 
-@every_form
-def test_goal_of_the_float32_value(form, instruction_set, request):
-    if form == "none" or instruction_set == "baseline":  # which has no fused multiply-add
+@every_activation
+def test_goal_of_the_float32_value(activation, instruction_set, request):
+    if activation == "gelu" or instruction_set == "baseline":  # which has no fused multiply-add
         request.applymarker(pytest.mark.xfail(reason="a goal, missed by up to 1 ulp", strict=False))
     x = float32_sample()
-    assert_within_bars(gelu_ext.bias_gelu(x, approximate=form), truth(form, torch.float32)[0], x, VALUE_GOAL)
+    assert_within_bars(gelu_ext.bias_act(x, activation=activation), truth(activation, torch.float32)[0], x, VALUE_GOAL)
 
 
 @every_half
-@every_form
-def test_a_16_bit_result_is_nearly_always_the_nearest(form, dtype, instruction_set):
+@every_activation
+def test_a_16_bit_result_is_nearly_always_the_nearest(activation, dtype, instruction_set):
     """Four in a thousand may be the other neighbour, where the truth lies in the middle: most are x/2 of a tiny x."""
     x = all_inputs(dtype)
     x = x[x.isfinite()]
-    nearest = value(form, x).float().to(dtype)
-    differ = (gelu_ext.bias_gelu(x, approximate=form) != nearest).double().mean()
+    nearest = value(activation, x).float().to(dtype)
+    differ = (gelu_ext.bias_act(x, activation=activation) != nearest).double().mean()
     assert differ <= 4e-3, f"{differ:.2%} are not the nearest"
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
-@every_form
-def test_no_finite_input_gives_nan(form, dtype, instruction_set):
+@every_activation
+def test_no_finite_input_gives_nan(activation, dtype, instruction_set):
     x = float32_sample() if dtype is torch.float32 else all_inputs(dtype)
     x = x[x.isfinite()]
     a, linear = x.clone().requires_grad_(), torch.full_like(x, -0.75).requires_grad_()
-    outs = [gelu_ext.bias_gelu(a, approximate=form), gelu_ext.gelu_mul(a, linear, approximate=form)]
+    outs = [gelu_ext.bias_act(a, activation=activation), gelu_ext.act_mul(a, linear, activation=activation)]
     grads = [
         grad for out in outs for grad in torch.autograd.grad(out, (a, linear), powers_of_two(x), allow_unused=True)
     ]
@@ -150,11 +163,11 @@ def test_the_instruction_sets_are_tested():
 
 
 @pytest.mark.sweep
-@every_form
-def test_every_float32_from_a_64th_to_16(form, instruction_set):
+@every_activation
+def test_every_float32_from_a_64th_to_16(activation, instruction_set):
     """Both signs, a few million at a time."""
     low, high = (torch.tensor(x).view(torch.int32).item() for x in (2.0**-6, 16.0))
     for begin in range(low, high, 2**22):
         bits = torch.arange(begin, min(begin + 2**22, high), dtype=torch.int64)
         x = torch.cat([bits, bits - 2**31]).to(torch.int32).view(torch.float32)
-        check_values_and_slopes(form, x, value(form, x), slope(form, x))
+        check_values_and_slopes(activation, x, value(activation, x), slope(activation, x))

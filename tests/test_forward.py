@@ -8,15 +8,18 @@ import pytest
 import torch
 from reference import (
     CALLS,
-    DTYPES,
-    EXACT_CALLS,
-    FORM_NAMES,
     FORMS,
-    HALVES,
     LAYOUTS,
+    TRUTHS,
     Call,
     at_offset,
     check_forward,
+    every_activation,
+    every_call,
+    every_dtype,
+    every_exact_call,
+    every_form,
+    every_half,
     in_buffer,
     randn,
     same_bits,
@@ -28,21 +31,20 @@ from torch import Tensor
 import gelu_ext
 from gelu_ext import _native
 
-every_call = pytest.mark.parametrize("call", CALLS, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-
 SHAPES = [(0,), (1,), (7,), (0, 8), (4, 0), (2, 0, 8), (1, 1), (5, 16), (3, 17), (2, 3, 31), (2, 1, 3, 33)]
 SHAPES += [(2, 1, 3, 2, 15), (1, 513), (511, 1), (64, 64)]
 WIDTHS = [1, 2, 3, 5, 7, 12, 17, 24, 46, 1234, 1710, 2112, 3072, 3420, 3421, 4096]
 
 
-@pytest.mark.parametrize("form", _native.activations())
-def test_every_form_has_a_truth(form):
-    assert form in FORMS, f"form {form!r} has no truth: add its line to FORMS in tests/reference.py"
+@pytest.mark.parametrize("activation", _native.activations())
+def test_every_activation_has_a_row_and_a_truth(activation):
+    assert activation in gelu_ext.activations(), f"{activation!r} has no row in gelu_ext/_activations.py"
+    assert activation in TRUTHS, f"{activation!r} has no truth: add its line to TRUTHS in tests/reference.py"
 
 
-def test_no_truth_is_left_over():
-    assert sorted(FORMS) == sorted(_native.activations())
+def test_no_row_and_no_truth_is_left_over():
+    """In the order of csrc/activations.h."""
+    assert list(gelu_ext.activations()) == list(TRUTHS) == _native.activations()
 
 
 @every_dtype
@@ -55,7 +57,7 @@ def test_shapes(call, shape, dtype, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("call", [call for call in CALLS if call.op != "geglu"], ids=str)
+@pytest.mark.parametrize("call", [call for call in CALLS if call.operator != "glu"], ids=str)
 def test_a_scalar(call, dtype, device):
     x = randn((), dtype, device)
     assert check_forward(call, x, call.other(x, None)).shape == ()
@@ -71,7 +73,7 @@ def test_widths(call, width, dtype, device):
 
 @every_dtype
 @pytest.mark.parametrize("width", [46336, 65537])
-@pytest.mark.parametrize("call", EXACT_CALLS, ids=str)
+@every_exact_call
 def test_widest(call, width, dtype, device):
     x = randn((2, call.width(width)), dtype, device)
     check_forward(call, x, call.other(x, call.biases(dtype)[-1]))
@@ -102,7 +104,7 @@ def test_storage_offsets(call, offset, dtype, device):
 
 @every_dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", FORM_NAMES)
+@every_form
 def test_two_tensors_of_different_layouts(form, layout, dtype, device):
     call = Call("gelu_mul", form)
     x, linear = randn((2, 3, 5, 13), dtype, device), randn((2, 3, 5, 13), dtype, device, seed=1)
@@ -135,7 +137,7 @@ def test_layouts_of_the_bias(call, layout, dtype, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("form", FORM_NAMES)
+@every_form
 def test_packed_and_two_tensor_geglu_agree_to_the_bit(form, dtype, device):
     x = randn((3, 5, 62), dtype, device)
     a, b = x.chunk(2, -1)
@@ -148,12 +150,13 @@ def test_packed_and_two_tensor_geglu_agree_to_the_bit(form, dtype, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("form", FORM_NAMES)
-def test_packed_bias_covers_both_halves(form, dtype, device):
+@pytest.mark.parametrize("activated", ["first", "second"])
+@every_form
+def test_packed_bias_covers_both_halves(form, activated, dtype, device):
     x, bias = randn((4, 10), torch.float32, device), randn((10,), torch.float32, device, seed=1)
     x, bias = (x * 8).round().to(dtype) / 8, (bias * 8).round().to(dtype) / 8  # x + bias is exact in every dtype
-    expected = gelu_ext.geglu(x + bias, approximate=form, activated="first")
-    assert same_bits(gelu_ext.geglu(x, bias, approximate=form, activated="first"), expected)
+    expected = gelu_ext.geglu(x + bias, approximate=form, activated=activated)
+    assert same_bits(gelu_ext.geglu(x, bias, approximate=form, activated=activated), expected)
 
 
 def test_exact_is_the_default_and_second_is_the_default():
@@ -161,11 +164,11 @@ def test_exact_is_the_default_and_second_is_the_default():
     assert same_bits(gelu_ext.bias_gelu(x, bias), gelu_ext.bias_gelu(x, bias, approximate="none"))
     assert same_bits(gelu_ext.geglu(x, bias), gelu_ext.geglu(x, bias, approximate="none", activated="second"))
     assert same_bits(gelu_ext.gelu_mul(x, x), gelu_ext.gelu_mul(x, x, approximate="none"))
-    outs = [gelu_ext.bias_gelu(x, bias, approximate=form) for form in FORM_NAMES]
-    assert len({tuple(out.flatten().tolist()) for out in outs}) == len(FORM_NAMES), "two forms are one"
+    outs = [gelu_ext.bias_gelu(x, bias, approximate=form) for form in FORMS]
+    assert len({tuple(out.flatten().tolist()) for out in outs}) == len(FORMS), "two forms are one"
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@every_half
 def test_the_sum_with_the_bias_is_not_rounded_on_the_way(dtype, device):
     # 1024 + b is a float16 or bfloat16 only for some b: with the rest lost, gelu(x + b) would be 1024 or 1040.
     x, bias = torch.full((2, 4), -1024.0, dtype=dtype, device=device), torch.tensor([1024.3, 1024.2, 1025.1, 1026.7])
@@ -203,40 +206,26 @@ def _float64_sample() -> Tensor:
     return torch.cat([tail, bulk, _logspace(1e-300, 1e300, 61), -_logspace(1e-300, 1e-3, 61), special])
 
 
-def _mpmath_truth(form: str, x: Tensor) -> list[tuple]:
+def _mpmath_truth(activation: str, x: Tensor) -> list[tuple]:
     """[(value, slope)] in 40 digits."""
-    mpmath = pytest.importorskip("mpmath")
-    mp = mpmath.mp.clone()
+    mp = pytest.importorskip("mpmath").mp.clone()
     mp.dps = 40
-    k, cubic = mp.sqrt(8 / mp.pi), mp.mpf("0.044715")
-
-    def logistic(z, u, u_slope):
-        sigma = 1 / (1 + mp.exp(-u))
-        return z * sigma, sigma * (1 + z * u_slope / (1 + mp.exp(u)))
-
-    def exact(z):
-        cdf = mp.erfc(-z / mp.sqrt(2)) / 2
-        return z * cdf, cdf + z * mp.npdf(z)
-
-    forms = {
-        "none": exact,
-        "tanh": lambda z: logistic(z, k * (z + cubic * z**3), k * (1 + 3 * cubic * z * z)),
-        "sigmoid": lambda z: logistic(z, mp.mpf("1.702") * z, mp.mpf("1.702")),
-    }
-    far = {"none": 60, "tanh": 60, "sigmoid": 800}[form]
-    return [(mp.mpf(max(z, 0)), mp.mpf(z > 0)) if abs(z) > far else forms[form](mp.mpf(z)) for z in x.tolist()]
+    exact = TRUTHS[activation].exact
+    return [(mp.mpf(max(z, 0)), mp.mpf(z > 0)) if abs(z) > 1000 else exact(mp, mp.mpf(z)) for z in x.tolist()]
 
 
-@pytest.mark.parametrize("form", FORM_NAMES)
-def test_float64_is_as_exact_as_float64_allows(form, device):
+@every_activation
+def test_float64_is_as_exact_as_float64_allows(activation, device):
     """Relative errors: 1e-14 (1e-12 in the far tail, and what the rounding of a subnormal factor costs there), of the
     slope 1e-13 (1e-15 absolute near its root)."""
     x = _float64_sample().to(device).requires_grad_()
-    out = gelu_ext.bias_gelu(x, approximate=form)
+    out = gelu_ext.bias_act(x, activation=activation)
     grad_out = torch.where(torch.arange(x.numel(), device=device) % 3 == 0, -0.5, 2.0).double()
     (grad_x,) = torch.autograd.grad(out, x, grad_out)
     slopes = (grad_x / grad_out).tolist()  # exact: powers of two
-    for z, v, s, (true_value, true_slope) in zip(x.tolist(), out.tolist(), slopes, _mpmath_truth(form, x), strict=True):
+    for z, v, s, (true_value, true_slope) in zip(
+        x.tolist(), out.tolist(), slopes, _mpmath_truth(activation, x), strict=True
+    ):
         bar = 1e-14 if z > -4 else 1e-12
         assert abs(v - true_value) <= bar * abs(true_value) + abs(z) * 5e-324, (
             f"value at {z}: {v}, expected {true_value}"
@@ -245,12 +234,11 @@ def test_float64_is_as_exact_as_float64_allows(form, device):
         assert abs(s - true_slope) <= slope_bar, f"slope at {z}: {s}, expected {true_slope}"
 
 
-@pytest.mark.parametrize("form", FORM_NAMES)
-def test_the_truth_itself_is_true(form):
+@every_activation
+def test_the_truth_itself_is_true(activation):
     """The float64 truth of reference.py agrees with 40 digits, far closer than any bar asks for."""
     x = _float64_sample()
-    for z, v, s, (true_value, true_slope) in zip(
-        x.tolist(), value(form, x).tolist(), slope(form, x).tolist(), _mpmath_truth(form, x), strict=True
-    ):
+    values, slopes = value(activation, x).tolist(), slope(activation, x).tolist()
+    for z, v, s, (true_value, true_slope) in zip(x.tolist(), values, slopes, _mpmath_truth(activation, x), strict=True):
         assert abs(v - true_value) <= 4e-13 * abs(true_value) + 1e-300, f"value at {z}"
         assert abs(s - true_slope) <= 4e-13 * abs(true_slope) + 1e-16, f"slope at {z}"

@@ -12,12 +12,14 @@ import torch
 from reference import (
     CALLS,
     DTYPES,
-    FORM_NAMES,
     LAYOUTS,
     Call,
     assert_within,
     at_offset,
     check,
+    every_call,
+    every_dtype,
+    every_form,
     in_buffer,
     leaf,
     randn,
@@ -28,9 +30,7 @@ from torch import Tensor
 
 import gelu_ext
 
-every_call = pytest.mark.parametrize("call", CALLS, ids=str)
 every_biased = pytest.mark.parametrize("call", [call for call in CALLS if call.has_bias], ids=str)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 def gradients(call: Call, x: Tensor, other: Tensor | None, grad_out: Tensor) -> tuple[Tensor, ...]:
@@ -38,7 +38,7 @@ def gradients(call: Call, x: Tensor, other: Tensor | None, grad_out: Tensor) -> 
     return torch.autograd.grad(call(x_leaf, other_leaf), [t for t in (x_leaf, other_leaf) if t is not None], grad_out)
 
 
-# ---------------------------------------------------------------------------------------------- against differences
+# --- against differences ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (5,), (2, 1, 4), (1, 3)], ids=str)
@@ -70,7 +70,7 @@ def test_gradcheck_behind_a_producer_that_saves_its_output(call, producer, devic
         assert torch.autograd.gradcheck(lambda x, other: call(x, producer(other)), (leaf(x), leaf(other)))
 
 
-# ---------------------------------------------------------------------------------------------------- against the truth
+# --- against the truth ------------------------------------------------------------------------------------------------
 
 
 @every_dtype
@@ -85,7 +85,7 @@ def test_shapes(call, shape, dtype, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("call", [call for call in CALLS if call.op != "geglu"], ids=str)
+@pytest.mark.parametrize("call", [call for call in CALLS if call.operator != "glu"], ids=str)
 def test_a_scalar(call, dtype, device):
     x = randn((), dtype, device)
     check(call, x, call.other(x, None))
@@ -104,7 +104,7 @@ def test_widths(call, width, dtype, device):
 @every_call
 def test_layouts_of_the_input(call, layout, dtype, device):
     x = LAYOUTS[layout](randn((2, 3, 5, 26), dtype, device))
-    grad_out = randn((2, 3, 5, 13 if call.op == "geglu" else 26), dtype, device, seed=2)
+    grad_out = randn((2, 3, 5, 13 if call.operator == "glu" else 26), dtype, device, seed=2)
     for bias in call.biases(dtype):
         other = call.other(x, bias)
         _, grad_x, grad_other = check(call, x, other, grad_out)
@@ -151,7 +151,7 @@ def test_layouts_of_the_bias(call, layout, device):
     assert same_bits(grads[2], gradients(call, x, bias.contiguous(), grad_out)[1])
 
 
-# ------------------------------------------------------------------------------------- gradients as autograd makes them
+# --- gradients as autograd makes them ---------------------------------------------------------------------------------
 
 
 def summed(out: Tensor, w: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def test_gradients_that_arrive_through_other_operations(call, consumer, dtype, d
     assert same_bits(x_leaf.grad, dense[0]) and same_bits(other_leaf.grad, dense[1])
 
 
-# --------------------------------------------------------------------------------------------------- a backward is pure
+# --- a backward is pure -----------------------------------------------------------------------------------------------
 
 
 @every_dtype
@@ -292,7 +292,7 @@ def test_one_tensor_as_both_operands(dtype, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("form", FORM_NAMES)
+@every_form
 def test_packed_and_two_tensor_gradients_agree_to_the_bit(form, dtype, device):
     x, grad_out = randn((7, 26), dtype, device), randn((7, 13), dtype, device, seed=2)
     a, b = (half.contiguous() for half in x.chunk(2, -1))
@@ -302,7 +302,7 @@ def test_packed_and_two_tensor_gradients_agree_to_the_bit(form, dtype, device):
         assert same_bits(packed, torch.cat(pair if activated == "first" else pair[::-1], -1))
 
 
-# -------------------------------------------------------------------------------------------------- the bias's gradient
+# --- the bias's gradient ----------------------------------------------------------------------------------------------
 
 
 BIAS_CALLS = [Call("bias_gelu", "none"), Call("geglu", "tanh", "second"), Call("geglu", "none", "first")]

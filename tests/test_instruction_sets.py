@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import INSTRUCTION_SETS
-from reference import CALLS, DTYPES, FORMS, Call, assert_within, check, leaf, randn, same_bits
+from reference import Call, assert_within, check, every_activation, every_call, every_dtype, leaf, randn, same_bits
 
 import gelu_ext
 from gelu_ext import _native
 
 LARGEST = 1100  # beyond two blocks of the row loops, and every remainder of a vector
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 def some_other(call: Call, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -45,11 +44,11 @@ def test_every_size_forward_and_backward(dtype, instruction_set):
         shifted = [t[o : o + LARGEST].clone() for t, o in zip((x, linear, g), (offset, offset // 2, 0), strict=True)]
         out, grad_x, grad_linear = check(call, shifted[0], shifted[1], shifted[2])
         aligned[offset] = out, grad_x, grad_linear
-    backward = _native.gelu_mul_backward
+    backward = _native.act_mul_backward
     for size in range(1, LARGEST + 1):
         offset = size % 8
         x_, linear_, g_ = x[offset:][:size], linear[offset // 2 :][:size], g[:size]
-        got = call(x_, linear_), *backward(g_, x_, linear_, "tanh", True, True)
+        got = call(x_, linear_), *backward(g_, *call.arguments(x_, linear_), call.needs(True, True))[:2]
         for name, a, b in zip(("output", "grad_x", "grad_linear"), got, aligned[offset], strict=True):
             assert torch.equal(a, b[:size]), f"{name} at size {size}, offset {offset}"
 
@@ -70,7 +69,7 @@ def test_every_width_of_packed_rows(dtype, instruction_set):
 
 
 @every_dtype
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@every_call
 def test_every_call(call, dtype, instruction_set):
     x = randn((37, call.width(79)), dtype)
     for bias in call.biases(dtype):
@@ -78,7 +77,7 @@ def test_every_call(call, dtype, instruction_set):
 
 
 @every_dtype
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@every_call
 def test_an_element_does_not_depend_on_its_neighbours(call, dtype, instruction_set):
     """NaN and infinities in other elements of a vector change nothing."""
     x, g = randn((4, call.width(45)), dtype), randn((4, 45), dtype, seed=2)
@@ -150,12 +149,12 @@ def test_any_nan_of_a_float32_bias_stays_one(dtype, instruction_set):
         assert torch.equal(gelu_ext.bias_gelu(x, b).isnan(), b.isnan().expand(3, width))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_subnormal_results_are_the_same_everywhere(form, instruction_set):
+@every_activation
+def test_subnormal_results_are_the_same_everywhere(activation, instruction_set):
     """Alone, among numbers of any size, and as a remainder: each of these takes another way through the conversions."""
-    x = torch.arange(-16, -4, 0.03125).to(torch.bfloat16)
-    alone = torch.cat([gelu_ext.bias_gelu(value[None], None, approximate=form) for value in x])
-    assert torch.equal(gelu_ext.bias_gelu(x, None, approximate=form), alone)
+    x = torch.cat([torch.arange(-110, -16, 0.5), torch.arange(-16, -4, 0.03125)]).to(torch.bfloat16)
+    alone = torch.cat([gelu_ext.bias_act(value[None], None, activation=activation) for value in x])
+    assert torch.equal(gelu_ext.bias_act(x, None, activation=activation), alone)
     mixed = torch.stack([x, torch.randn(len(x)).to(torch.bfloat16)], 1).flatten()
-    assert torch.equal(gelu_ext.bias_gelu(mixed, None, approximate=form)[::2], alone)
-    assert form == "sigmoid" or ((alone != 0) & (alone.abs() < 2.0**-126)).any()
+    assert torch.equal(gelu_ext.bias_act(mixed, None, activation=activation)[::2], alone)
+    assert ((alone != 0) & (alone.abs() < 2.0**-126)).any()

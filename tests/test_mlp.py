@@ -7,25 +7,19 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import FORMS, leaf, randn
+from reference import TRUTHS, every_form, leaf, randn
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gelu_ext.activation import GELU
+from gelu_ext import GEGLUMLP, GELU, MLP, geglu_mlp, gelu_mul_mlp, mlp
+from gelu_ext._activations import GELUS
 from gelu_ext.memory import saved_bytes
-from gelu_ext.mlp import GEGLUMLP, MLP, geglu_mlp, gelu_mul_mlp, mlp
 
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Tensors this small only wait for each other's threads."""
-    torch.set_num_threads(1)
-
+pytestmark = pytest.mark.usefixtures("one_thread_one_seed")
 
 C, H, D = 12, 20, 7
 KINDS = ["mlp", "second", "first", "two"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
-every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def inputs(kind, dtype, device="cpu", bias=True, rows=(3, 5)):
@@ -46,7 +40,7 @@ def fused(kind, tensors, form="none", recompute=True):
 
 def truth(kind, tensors, form="none"):
     """In plain operations, of the tensors' dtype."""
-    gelu = FORMS[form].value
+    gelu = TRUTHS[GELUS[form]].value
     x, *first, w2, b2 = tensors
     h = F.linear(x, first[0], first[1])
     if kind == "mlp":
@@ -357,7 +351,7 @@ def test_a_width_of_zero_has_gradients_of_its_shape(sizes):
 def test_the_backward_writes_over_nothing_of_the_callers(kind, recompute):
     """The node puts gradients where its own gradients were, so it must know whose a tensor is."""
     tensors = inputs(kind, torch.float32)
-    grad = torch.randn(*tensors[0].shape[:-1], D)
+    grad = randn((*tensors[0].shape[:-1], D), torch.float32, seed=3)
     before = [t.detach().clone() for t in (*tensors, grad)]
     out = fused(kind, tensors, recompute=recompute)
     first = torch.autograd.grad(out, tensors, grad, retain_graph=True)

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from reference import FORM_NAMES, HALVES, randn, same_bits
+from reference import FORMS, HALVES, every_form, every_half, randn, same_bits
 from torch import nn
 
 import gelu_ext
@@ -35,7 +35,7 @@ def test_without_features_there_is_no_bias(module):
     assert same_bits(layer(x), function(x))
 
 
-@pytest.mark.parametrize("form", FORM_NAMES)
+@every_form
 def test_bias_gelu_module_is_the_function(form, device):
     layer = BiasGELU(9, approximate=form).to(device)
     layer.bias.data = randn((9,), torch.float32, device, seed=1)
@@ -49,7 +49,7 @@ def test_bias_gelu_module_is_the_function(form, device):
 
 
 @pytest.mark.parametrize("activated", ["first", "second"])
-@pytest.mark.parametrize("form", FORM_NAMES)
+@every_form
 def test_geglu_module_is_the_function(form, activated, device):
     layer = GEGLU(10, approximate=form, activated=activated).to(device)
     layer.bias.data = randn((10,), torch.float32, device, seed=1)
@@ -90,7 +90,7 @@ def test_device_and_dtype_of_the_bias(module, dtype, device):
     assert module(6, device="meta").bias.is_meta
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@every_half
 @every_module
 def test_a_float32_bias_serves_a_16_bit_input(module, dtype, device):
     layer = module(6, device=device)
@@ -128,7 +128,7 @@ def test_a_linear_layer_without_bias_and_the_module_make_one_with_bias(device):
     bare = nn.Linear(7, 12, bias=False, device=device)
     bare.weight = linear.weight
     x = randn((5, 7), torch.float32, device)
-    for form, activated in itertools.product(FORM_NAMES, ("first", "second")):
+    for form, activated in itertools.product(FORMS, ("first", "second")):
         layer = GEGLU(12, approximate=form, activated=activated).to(device)
         layer.bias = linear.bias
         expected = gelu_ext.geglu(linear(x), approximate=form, activated=activated)
@@ -140,5 +140,5 @@ def test_a_linear_layer_without_bias_and_the_module_make_one_with_bias(device):
 def test_an_unknown_form_is_refused_at_construction(module, form):
     with pytest.raises(ValueError) as caught:
         module(8, approximate=form)
-    forms = ", ".join(f"'{name}'" for name in FORM_NAMES)
+    forms = ", ".join(f"'{name}'" for name in FORMS)
     assert str(caught.value) == f"{module.__name__}: expected approximate to be one of {forms}, got {form!r}"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import CALLS, DTYPES, FORM_NAMES, assert_within, leaf, randn, same_bits, slope, value
+from reference import DTYPES, FORMS, assert_within, every_call, leaf, randn, same_bits, slope, value
 from torch.library import opcheck
 
 import gelu_ext
-
-every_call = pytest.mark.parametrize("call", CALLS, ids=str)
 
 
 def strided_samples(call, dtype):
@@ -30,21 +28,21 @@ def strided_samples(call, dtype):
 
 @every_call
 def test_opcheck(call):
-    options = (call.form, call.activated) if call.activated else (call.form,)
-    forward = getattr(torch.ops.gelu_ext, call.op).default
-    backward = getattr(torch.ops.gelu_ext, f"{call.op}_backward").default
+    forward = getattr(torch.ops.gelu_ext, call.operator).default
+    backward = getattr(torch.ops.gelu_ext, f"{call.operator}_backward").default
     # all of opcheck traces each sample; its dynamic and autograd tests are about the operator more than the strides
     for i, (x, other) in enumerate(strided_samples(call, torch.float64)):
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-        tests += ("test_aot_dispatch_dynamic",) * (i < 2 and call.form == "none")
-        opcheck(forward, (leaf(x), leaf(other), *options), test_utils=tests)
-        grad_out = forward(x, other, *options)
+        tests += ("test_aot_dispatch_dynamic",) * (i < 2 and call.activation == "none")
+        opcheck(forward, call.arguments(leaf(x), leaf(other)), test_utils=tests)
+        arguments = call.arguments(x, other)
+        grad_out = forward(*arguments)
         has_other = other is not None
         for needs in [(True, has_other), (False, has_other), (True, False)]:
-            opcheck(backward, (grad_out, x, other, *options, *needs), test_utils=("test_schema", "test_faketensor"))
+            opcheck(backward, (grad_out, *arguments, call.needs(*needs)), test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("form", [form for form in FORM_NAMES if form in ("none", "tanh")])
+@pytest.mark.parametrize("form", [form for form in FORMS if form in ("none", "tanh")])
 def test_torchs_samples_of_gelu(form, device):
     pytest.importorskip("expecttest", reason="torch.testing._internal needs expecttest")
     from torch.testing._internal.common_methods_invocations import op_db

@@ -7,51 +7,20 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections import Counter
 
 import pytest
 import torch
+from families import declare_torchvision_operators
 from torch import nn
 
-from gelu_ext import _native
-from gelu_ext.activation import GELU, register_with_transformers
+from gelu_ext import GELU, register_with_transformers
 from gelu_ext.patch import patch, unpatch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+_library = declare_torchvision_operators()  # declared as long as it lives
 
-def declare_torchvision_operators():
-    """A torchvision built for CUDA does not import beside a CPU torch for want of two schemas: here they are."""
-    if not torch._C._dispatch_has_kernel("torchvision::nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library
-    return None
-
-
-_library = declare_torchvision_operators()
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    counted = Counter()
-    for op in ("bias_gelu", "geglu", "gelu_mul"):
-        original = getattr(_native, f"{op}_forward")
-
-        def call(*args, op=op, original=original):
-            counted[op] += 1
-            return original(*args)
-
-        monkeypatch.setattr(_native, f"{op}_forward", call)
-    return counted
-
+pytestmark = pytest.mark.usefixtures("one_thread_one_seed")
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION = {"image_size": 16, "patch_size": 8}

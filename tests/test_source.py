@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gelu_ext
-from gelu_ext import _build
+from gelu_ext import _build, _native, _operations
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
@@ -39,7 +39,7 @@ def texts(path: Path) -> list[str]:
 
 
 def test_the_files_are_found():
-    assert {"activations.h", "scalar_math.h", "kernels.h", "ops.cpp"} <= {path.name for path in C_FILES}
+    assert {"activations.h", "operations.h", "scalar_math.h", "kernels.h", "ops.cpp"} <= {path.name for path in C_FILES}
     assert len(C_FILES) > 15
 
 
@@ -82,7 +82,7 @@ def test_vectorised_loops_are_asked_for():
     assert {"-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"} <= set(flags)
 
 
-KERNEL_SIDE = [CSRC / name for name in ("kernels.h", "activations.h", "scalar_math.h")]
+KERNEL_SIDE = [CSRC / name for name in ("kernels.h", "operations.h", "activations.h", "scalar_math.h")]
 KERNEL_SIDE += sorted(p for p in (CSRC / "cuda").rglob("*") if p.suffix in CODE)
 
 
@@ -100,7 +100,8 @@ def test_the_mathematics_includes_nothing_but_the_standard_library():
         ("pieces.h", set()),
         ("scalar_math.h", {"pieces.h"}),
         ("activations.h", {"scalar_math.h", "pieces.h"}),
-        ("kernels.h", {"activations.h"}),
+        ("operations.h", {"activations.h"}),
+        ("kernels.h", {"operations.h"}),
     ):
         included = re.findall(r"#\s*include\s*\"([^\"]+)\"", (CSRC / name).read_text())
         assert set(included) == allowed
@@ -116,7 +117,7 @@ def test_every_file_opens_with_what_it_is():
 
 
 PUBLIC = [getattr(gelu_ext, name) for name in gelu_ext.__all__ if not name.startswith("_")]
-OPERATIONS = [gelu_ext.bias_gelu, gelu_ext.geglu, gelu_ext.gelu_mul]
+OPERATIONS = [getattr(gelu_ext, name) for op in _operations.OPERATIONS.values() for name in (op.name, op.gelu)]
 
 
 @pytest.mark.parametrize("public", PUBLIC, ids=lambda p: p.__name__)
@@ -137,7 +138,9 @@ def test_an_operation_documents_its_arguments_result_and_errors(operation):
     assert "arXiv:" in doc, "where the formula comes from"
 
 
-@pytest.mark.parametrize("module", [gelu_ext.BiasGELU, gelu_ext.GEGLU], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "module", [gelu_ext.BiasGELU, gelu_ext.GEGLU, gelu_ext.GELU, gelu_ext.MLP], ids=lambda c: c.__name__
+)
 def test_a_module_documents_its_arguments(module):
     doc = inspect.getdoc(module)
     for name in inspect.signature(module).parameters:
@@ -151,8 +154,8 @@ def test_a_public_function_is_typed(operation):
     assert inspect.Signature.empty not in kinds
 
 
-def test_the_map_in_the_readme_names_every_file():
-    plan = (ROOT / "README.md").read_text().split("## The map")[1]
+def test_the_map_names_every_file():
+    plan = (ROOT / "CONTRIBUTING.md").read_text().split("## The map")[1].split("## Recipes")[0]
     files = [*ROOT.glob("csrc/*.*"), *ROOT.glob("gelu_ext/*.py"), *ROOT.glob("bench/*.py")]
     folders = [
         path for top in ("csrc", "gelu_ext", "tests", "bench") for path in (ROOT / top).iterdir() if path.is_dir()
@@ -160,3 +163,26 @@ def test_the_map_in_the_readme_names_every_file():
     named = [path.stem if path.suffix in (".h", ".cpp") else path.name for path in files if path.name != "__init__.py"]
     named += [f"{path.name}/" for path in folders if not path.name.startswith(("__", "."))]
     assert [name for name in named if name not in plan] == []
+
+
+def test_the_stub_of_the_native_module_names_all_of_it():
+    stub = ast.parse((ROOT / "gelu_ext" / "_C.pyi").read_text())
+    named = {n.name for n in stub.body if isinstance(n, ast.FunctionDef)}
+    named |= {n.target.id for n in stub.body if isinstance(n, ast.AnnAssign)}
+    there = {name for name in vars(_native.require()) if not name.startswith("_")}
+    assert there | {"cuda_architectures"} == named
+
+
+def test_the_contributors_table_names_every_environment_variable():
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Environment variables")[1].split("\n## ")[0]
+    code = [*C_FILES, *ROOT.glob("gelu_ext/**/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "setup.py"]
+    read = {
+        name
+        for path in code
+        for name in re.findall(r"(?:getenv\(|environ\.get\(|environ\[)\"(GELU_EXT_\w+)", path.read_text())
+    }
+    assert read and not [name for name in read if f"`{name}" not in table]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 140

@@ -10,16 +10,14 @@ import math
 
 import pytest
 import torch
-from reference import CALLS, FORM_NAMES, FORMS, Bound, Call, assert_within, leaf, randn, same_bits, slope, value
+from reference import TRUTHS, Bound, Call, assert_within, every_call, every_form, leaf, randn, same_bits, slope, value
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gelu_ext
-
-every_call = pytest.mark.parametrize("call", CALLS, ids=str)
-every_form = pytest.mark.parametrize("form", FORM_NAMES)
+from gelu_ext._activations import GELUS
 
 F64 = torch.float64
 
@@ -31,11 +29,11 @@ def inputs(call: Call, rows: int = 3, cols: int = 4, dtype: torch.dtype = F64) -
 
 def plain(call: Call, x: Tensor, other: Tensor | None) -> Tensor:
     """The call in float64, by the formulas of the tests: torch can differentiate it in every way."""
-    gelu = FORMS[call.form].value
-    if call.op == "gelu_mul":
+    gelu = TRUTHS[GELUS.get(call.activation, call.activation)].value
+    if call.operator == "act_mul":
         return gelu(x) * other
     z = x if other is None else x + other
-    if call.op == "bias_gelu":
+    if call.operator == "bias_act":
         return gelu(z)
     a, b = z.chunk(2, -1)
     return gelu(a) * b if call.activated == "first" else a * gelu(b)
@@ -55,7 +53,7 @@ def weighted(call: Call, function=None):
     return scalar
 
 
-# -------------------------------------------------------------------------------------------------- of the second order
+# --- of the second order ----------------------------------------------------------------------------------------------
 
 
 @every_call
@@ -102,7 +100,7 @@ def test_double_backward_where_one_operand_is_computed_from_the_other(call):
 
     def through(function, x):
         h = x * 1.5
-        return function(h, h.cos() if call.op == "gelu_mul" else h.sum(0))
+        return function(h, h.cos() if call.operator == "act_mul" else h.sum(0))
 
     assert gradgradcheck(lambda x: through(call, x), (leaf(start),))
     x = leaf(start)
@@ -137,7 +135,7 @@ def test_hessians(call):
     assert_close(jvp(grad(lambda x: weighted(call)(x, other)), (x,), (v,))[1], hvp)
 
 
-# ------------------------------------------------------------------------------------------------- of one function call
+# --- of one function call ---------------------------------------------------------------------------------------------
 
 
 @every_call
@@ -222,7 +220,7 @@ def test_a_tensor_that_outlived_its_transform():
     assert_close(torch.autograd.grad(out.sum(), bias)[0], slope("none", x + bias).sum(0))
 
 
-# ------------------------------------------------------------------------------------------------------- special points
+# --- special points ---------------------------------------------------------------------------------------------------
 
 FAR = [math.inf, 3e38, 1e30, 2e19, 1e4, 100.0, 15.0, 14.5, 11.75, 0.0, 1e-30]
 POINTS = [*FAR, *(-x for x in FAR), -5.5, -13.24, 0.75, math.nan]
@@ -275,12 +273,11 @@ def test_16_bit_transforms_compute_in_float32(call, dtype):
             assert_within(got, bound._replace(tolerance=bound.tolerance + slack), f"{call}, bias {bias}")
 
 
-# --------------------------------------------------------------------------------------------- torch.ops, used directly
+# --- torch.ops, used directly -----------------------------------------------------------------------------------------
 
 
 def operator(call: Call):
-    options = (call.form, call.activated) if call.activated else (call.form,)
-    return lambda x, other: getattr(torch.ops.gelu_ext, call.op)(x, other, *options)
+    return lambda x, other: getattr(torch.ops.gelu_ext, call.operator)(*call.arguments(x, other))
 
 
 @every_call
@@ -323,14 +320,19 @@ def test_the_registered_operators_are_as_differentiable(call):
 @every_call
 def test_the_registered_backward_operators_can_be_differentiated(call):
     x, other = inputs(call)
-    options = (call.form, call.activated) if call.activated else (call.form,)
-    backward = getattr(torch.ops.gelu_ext, f"{call.op}_backward")
+    operator = getattr(torch.ops.gelu_ext, f"{call.operator}_backward")
+
+    def backward(grad_out, x, other, needs_x, needs_other):
+        return operator(grad_out, *call.arguments(x, other), call.needs(needs_x, needs_other))[:2]
+
     grad_out = randn(call(x, other).shape, F64, seed=5)
-    assert gradcheck(lambda *a: backward(*a, *options, True, True), tuple(map(leaf, (grad_out, x, other))))
-    assert gradcheck(lambda g: backward(g, x, other, *options, True, True), (leaf(grad_out),))
-    only_x = backward(leaf(grad_out), x, other, *options, True, False)
+    assert gradcheck(lambda *a: backward(*a, True, True), tuple(map(leaf, (grad_out, x, other))))
+    assert gradcheck(lambda g: backward(g, x, other, True, True), (leaf(grad_out),))
+    only_x = backward(leaf(grad_out), x, other, True, False)
     assert only_x[0].requires_grad and only_x[1].shape == (0,)
-    for a, b in zip(only_x, backward(grad_out, x, other, *options, True, False), strict=True):
+    for a, b in zip(only_x, backward(grad_out, x, other, True, False), strict=True):
         assert_close(a.detach(), b)
-    with pytest.raises(RuntimeError, match=rf"gelu_ext\.{call.op}_backward: expected a call outside of functorch tran"):
-        grad(lambda g: backward(g, x, other, *options, True, True)[0].sum())(grad_out)
+    with pytest.raises(
+        RuntimeError, match=rf"gelu_ext\.{call.operator}_backward: expected a call outside of functorch tran"
+    ):
+        grad(lambda g: backward(g, x, other, True, True)[0].sum())(grad_out)
