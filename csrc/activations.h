@@ -407,12 +407,18 @@ struct GeluSigmoid : SigmoidGate<LinearArgument<GeluSigmoid>> {
   static constexpr double kLinear = 1.702;
 };
 
+// x sigmoid(x), also called swish: GELU with the logistic distribution (Elfwing, Uchibe and Doya, arXiv:1702.03118).
+struct Silu : SigmoidGate<LinearArgument<Silu>> {
+  static constexpr const char* name = "silu";
+  static constexpr double kLinear = 1;
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu>;
 
 // Value, slope and both of the activation Act at any x, in precision P. Clamping may lose a NaN; max0(x) brings it
 // back.

@@ -70,6 +70,14 @@ _ROWS = (
         _saturating(lambda z: z * torch.sigmoid(1.702 * z), 80.0, 460.0),
         approximate="sigmoid",
     ),
+    Activation(
+        "silu",
+        "SiLU",
+        "z sigmoid(z)",
+        "Elfwing, Uchibe and Doya, arXiv:1702.03118",
+        F.silu,
+        _saturating(lambda z: z * torch.sigmoid(z), 112.5, 748.75),
+    ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 # The forms of GELU: torch's `approximate` -> name of the activation.
@@ -78,7 +86,6 @@ GELUS: dict[str, str] = {row.approximate: row.name for row in _ROWS if row.appro
 # Activations without kernels, by the label that patch() reports them with.
 OTHERS: dict[str, Function] = {
     "ReLU": F.relu,
-    "SiLU": F.silu,
     "ReLU6": F.relu6,
     "squared ReLU": lambda z: F.relu(z) ** 2,
     "LeakyReLU": F.leaky_relu,

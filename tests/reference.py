@@ -81,6 +81,7 @@ TRUTHS: dict[str, Truth] = {
     "gelu": Truth(lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * _phi(x), _exact_gelu),
     "gelu_tanh": _gate(math.sqrt(8 / math.pi), 0.044715, lambda mp: mp.sqrt(8 / mp.pi)),
     "gelu_sigmoid": _gate(1.702),
+    "silu": _gate(1.0),
 }
 ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
 FORMS = list(GELUS)  # of GELU, in torch's word `approximate`

@@ -39,6 +39,7 @@ inline constexpr TruthRow<R> kTruth[] = {
        return gate<R>(x, linear * (x + cubic * x * x * x), linear * (1 + 3 * cubic * x * x));
      }},
     {"gelu_sigmoid", [](R x) { return gate<R>(x, R(1.702L) * x, R(1.702L)); }},
+    {"silu", [](R x) { return gate<R>(x, x, 1); }},
 };
 
 template <class R>
