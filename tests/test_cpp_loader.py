@@ -78,7 +78,7 @@ def test_a_package_runs_in_a_cpp_program(libpython, program, tmp_path):
     command = [program, package, tmp_path / "input.pt", tmp_path / "output.pt"]
 
     without = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    assert without.returncode == 1 and "Could not find schema for gelu_ext::bias_gelu" in without.stderr
+    assert without.returncode == 1 and "Could not find schema for gelu_ext::bias_act" in without.stderr
 
     done = subprocess.run([*command, *libraries], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
