@@ -64,13 +64,13 @@ models: environment  ## install the libraries whose models the tests of patch() 
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(if $(strip $(VENV)),'$(TORCH)') $(call extra,models)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps timm torchvision
 
-sweep: build  ## every float32 between 2^-6 and 16, every form, every instruction set of this processor
+sweep: build  ## every float32 between 2^-6 and 16, every activation, every instruction set of this processor
 	@$(RUN) -m pytest -m sweep $(ARGS)
 
 bench: build  ## time it against eager and compiled torch on this machine
 	@$(RUN) bench/bench.py $(ARGS)
 
-accuracy: build  ## error of every form and dtype against float64
+accuracy: build  ## error of every activation and dtype against float64
 	@$(call also,accuracy)
 	@$(RUN) bench/accuracy.py $(ARGS)
 

@@ -1,4 +1,4 @@
-"""The microbenchmark: every op, form, dtype and shape against eager, torch.compile and a copy of the same bytes.
+"""The microbenchmark: every op, activation, dtype and shape against eager, torch.compile and a copy of the same bytes.
 
     python bench/bench.py                       # forward and training step, a few telling shapes
     python bench/bench.py --compile             # torch.compile too (it compiles for minutes)

@@ -2,9 +2,9 @@
 
 Steps: what machine this is, the test suite on the device (with the exhaustive 16-bit sweeps, side streams, graph
 capture), more than 2^31 elements, bitwise repeatable bias gradients, compute-sanitizer where it is installed, then the
-benchmark: every op, form, dtype and shape against eager, torch.compile and a copy of the same bytes in the same run,
-the most important cells first. Results are written after every cell, as JSON and as a table, under bench/results/; a
-second call on the same commit goes on where the first ran out of time.
+benchmark: every op, activation, dtype and shape against eager, torch.compile and a copy of the same bytes in the same
+run, the most important cells first. Results are written after every cell, as JSON and as a table, under bench/results/;
+a second call on the same commit goes on where the first ran out of time.
 
     python bench/gpu.py                  # on the first GPU
     python bench/gpu.py --device cpu     # every step that can run without one, to try the command itself

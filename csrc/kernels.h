@@ -95,7 +95,7 @@ struct Forward : Problem {
 // grad[i] = grad_out times the derivative by z_i; grad_vector[j] the same for vector j, summed over the rows
 struct Backward : Problem {
   ConstMatrix grad_out;
-  Matrix grad[Operations::most_operands];  // one may be grad_out's memory, on a CPU
+  Matrix grad[Operations::most_operands];
   Vector grad_vector[Operations::most_vectors];
 };
 

@@ -42,7 +42,16 @@ def in_transform() -> bool:
 
 
 # The steps of one operation, written out for its arguments: passing them on as *args would cost as much as the kernel.
-_STEPS = """
+_STEPS_3_TO_5 = """
+    out = _native.{name}(public, {args})
+    if out is not None:
+        return out
+    if in_transform():
+        return composite({args})
+    return apply({args})
+"""
+_STEPS = (
+    """
 def forward(ctx, {args}):
     ctx.save_for_backward({tensors})
     ctx.names = ({names},)
@@ -58,26 +67,16 @@ def backward(ctx, grad_out):
         grads = _native.{name}_backward(grad_out, {args}, ctx.needs_input_grad)
     return grads + of_names
 
-def steps_3_to_5(public, {args}):
-    out = _native.{name}(public, {args})
-    if out is not None:
-        return out
-    if in_transform():
-        return composite({args})
-    return apply({args})
-
 def all_steps(public, {args}):
     if _is_compiling():
         return _ops.{name}({args})
     if _has_torch_function({tensors}):
-        return _overridden(op, public, ({args},))
-    out = _native.{name}(public, {args})
-    if out is not None:
-        return out
-    if in_transform():
-        return composite({args})
-    return apply({args})
-"""
+        return _overridden(op, public, ({args},))"""
+    + _STEPS_3_TO_5
+    + """
+def steps_3_to_5(public, {args}):"""
+    + _STEPS_3_TO_5
+)
 
 
 def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,3 +189,10 @@ def test_the_contributors_table_names_every_environment_variable():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 140
+
+
+def test_the_report_in_the_readme_is_what_the_example_prints():
+    command = [sys.executable, str(ROOT / "examples" / "patch_report.py")]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    printed = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
+    assert printed in (ROOT / "README.md").read_text()
