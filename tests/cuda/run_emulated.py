@@ -90,6 +90,8 @@ def run(command: list[str], env: dict[str, str] | None = None, expect_failure: b
         )
     except subprocess.TimeoutExpired:
         raise Failed(f"{' '.join(command)}\ntook more than {SECONDS} seconds") from None
+    except FileNotFoundError as error:  # what failed to build
+        raise Failed(f"{error.filename} is not there") from None
     if (done.returncode != 0) != expect_failure:
         raise Failed(f"{' '.join(command)}\nended with {done.returncode}\n{done.stdout[-4000:]}")
     return done.stdout

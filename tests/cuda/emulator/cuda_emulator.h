@@ -16,6 +16,7 @@
 #include <string>
 
 #undef __shared__
+#undef __grid_constant__
 #undef __launch_bounds__
 // Thread-local not because of threads: the linker then puts the shared variables of all kernels in one segment, which
 // can be found and filled with NaN before each block.
