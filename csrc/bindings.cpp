@@ -2,10 +2,13 @@
 //
 // Python calls the functions of this module. Each calls its operation through a typed dispatcher handle (0.2 us more
 // than the bare kernel), so that dispatch modes, fake tensors and tensor subclasses see it; torch.ops is for compiled
-// graphs. Where autograd or a transform must see the call first, a forward function declines: it returns None.
+// graphs. Where autograd, a transform or torch.jit.trace must see the call first, a forward function declines:
+// it returns None.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
@@ -152,7 +155,7 @@ void define_forward(py::module_& m, const char* name, Tensor (*)(Args...), void 
     const std::tuple<decltype(FromPython<Args>::get(said, "", objects))...> args{
         FromPython<Args>::get(said, named[I].name().c_str(), objects)...};  // in braces: from left to right
     check(said, std::get<I>(args)...);
-    if (in_functorch() || (is_tracked(std::get<I>(args)) || ...)) return py::none();
+    if (in_functorch() || torch::jit::tracer::isTracing() || (is_tracked(std::get<I>(args)) || ...)) return py::none();
     return wrap(call(op, std::get<I>(args)...));
   };
   m.def(name, checked);
@@ -193,18 +196,12 @@ void define(py::module_& m, const Operation<Tensor(Args...), BackwardFunction, C
   define_backward(m, std::string(op.name) + "_backward", op.backward);
 }
 
-// torch's own exceptions keep their Python type and lose their C++ backtrace.
+// torch's own exceptions as torch's own functions raise them: torch.OutOfMemoryError, ValueError, ..., in one sentence.
 void translate(std::exception_ptr error) {
   try {
     if (error) std::rethrow_exception(error);
-  } catch (const c10::ValueError& e) {
-    PyErr_SetString(PyExc_ValueError, e.what_without_backtrace());
-  } catch (const c10::TypeError& e) {
-    PyErr_SetString(PyExc_TypeError, e.what_without_backtrace());
-  } catch (const c10::NotImplementedError& e) {
-    PyErr_SetString(PyExc_NotImplementedError, e.what_without_backtrace());
-  } catch (const c10::Error& e) {
-    PyErr_SetString(PyExc_RuntimeError, e.what_without_backtrace());
+  } catch (const c10::Error&) {
+    torch::translate_exception_to_python(error);
   }
 }
 

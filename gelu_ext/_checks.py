@@ -81,7 +81,7 @@ def check_mlp(
         raise ValueError(f"{op}: expected x of at least 1 dimension, got a scalar")
     rows: int | None = None
     for w_name, w, b_name, b in branches:
-        check_tensor(op, w_name, w, x, (rows, x.shape[-1]))
+        check_tensor(op, w_name, w, x, (rows, x.size(-1)))
         rows = w.shape[0]
         if rows % parts:
             raise ValueError(f"{op}: expected {w_name} with an even number of rows (two halves), got {rows}")

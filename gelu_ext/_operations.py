@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from . import _composite
+from . import _composite, _eager
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Operation:
     vectors: tuple[str, ...]  # along the columns: the biases
     names: tuple[str, ...]  # of the arguments that are no tensors: the activation first
     composite: Callable[..., Tensor]  # the same in torch's own differentiable operations
+    eager: Callable[..., Tensor]  # and as a model spells it in torch
     halves: int = 1  # how many operands lie side by side in a matrix
 
     @property
@@ -31,8 +32,12 @@ class Operation:
         return self.matrices + self.vectors
 
 
-BIAS_ACT = Operation("bias_act", "bias_gelu", "mlp", ("x",), ("bias",), ("activation",), _composite.bias_act)
-GLU = Operation("glu", "geglu", "geglu_mlp", ("x",), ("bias",), ("activation", "activated"), _composite.glu, halves=2)
+BIAS_ACT = Operation(
+    "bias_act", "bias_gelu", "mlp", ("x",), ("bias",), ("activation",), _composite.bias_act, _eager.bias_act
+)
+GLU = Operation(
+    "glu", "geglu", "geglu_mlp", ("x",), ("bias",), ("activation", "activated"), _composite.glu, _eager.glu, halves=2
+)
 ACT_MUL = Operation(
     "act_mul",
     "gelu_mul",
@@ -41,5 +46,6 @@ ACT_MUL = Operation(
     ("activated_bias", "linear_bias"),
     ("activation",),
     _composite.act_mul,
+    _eager.act_mul,
 )
 OPERATIONS: dict[str, Operation] = {op.name: op for op in (BIAS_ACT, GLU, ACT_MUL)}

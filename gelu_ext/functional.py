@@ -3,6 +3,7 @@
 Each call takes the first path that is right for it:
 
 1. ``torch.compile`` or ``torch.export`` is tracing: the registered ``torch.ops.gelu_ext`` operator, one graph node.
+   The same for ``torch.jit.trace``; torch's ONNX exporter built on that gets torch's own functions.
 2. A tensor (a subclass, the proxy of ``torch.fx``) or a mode overrides ``__torch_function__``: that takes the call.
 3. Nothing needs a gradient: straight to the native function, no autograd node. The native function itself decides this
    after checking its arguments, and declines by returning None (the same decision in Python costs as much as the call).
@@ -10,6 +11,9 @@ Each call takes the first path that is right for it:
    operations in ``_composite.py``, which every transform understands.
 5. Otherwise the Function. It saves its inputs and nothing else, and honours ``needs_input_grad``. Its backward is one
    native call, except where the backward itself must be differentiable (double backward): there it is the composite.
+
+What the kernels refuse and torch's own functions take (nested, quantised, mkldnn tensors, tensors of inference mode
+where a gradient is wanted, another 16-bit dtype under autocast) is looked at only after the refusal.
 
 All of it is made from the table of operations. Steps 3 to 5 are also what the registered operators do under autograd,
 so calling ``torch.ops.gelu_ext`` directly, or through a compiled or an exported graph, is the same.
@@ -23,46 +27,51 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch._decomp import decomposition_table, meta_table
+from torch._prims_common import is_contiguous_or_false
+from torch.autograd import Function
 from torch.overrides import handle_torch_function
 
 from . import _composite, _native
 from ._activations import ACTIVATIONS
 from ._checks import gelu_named
 from ._operations import OPERATIONS, Operation
+from ._surroundings import as_it_is, as_it_was, autocasts, functorch_depth, in_transform, is_tracing, plain_apply
 
 _ops = torch.ops.gelu_ext
 _is_compiling = torch.compiler.is_compiling
 _has_torch_function = torch.overrides.has_torch_function_variadic
-_in_functorch = torch._C._functorch.peek_interpreter_stack
-
-
-def in_transform() -> bool:
-    return _in_functorch() is not None or forward_ad._current_level >= 0
 
 
 # The steps of one operation, written out for its arguments: passing them on as *args would cost as much as the kernel.
 _STEPS_3_TO_5 = """
-    out = _native.{name}(public, {args})
-    if out is not None:
-        return out
-    if in_transform():
-        return composite({args})
-    return apply({args})
+    try:
+        out = _native.{name}(public, {args})
+        if out is not None:
+            return out
+        if in_transform():
+            return composite({args})
+        if is_tracing():
+            return _traced(op, {args})
+        return apply({args})
+    except (TypeError, RuntimeError) as refusal:
+        return _refused(op, steps_3_to_5, public, ({args}), refusal)
 """
 _STEPS = (
     """
 def forward(ctx, {args}):
-    ctx.save_for_backward({tensors})
-    ctx.names = ({names},)
+    ctx.save_for_backward({matrices} {kept})
+    ctx.vectors = {vectors}
+    ctx.names = {names}
     return _native.{name}_forward({args})
 
 def backward(ctx, grad_out):
     {tensors} = ctx.saved_tensors
-    {names}, = ctx.names
+    {names} = ctx.names
     if torch.is_grad_enabled():
         needs = ctx.needs_input_grad[:{count}]
-        grads = _composite.vjp(lambda *views: composite(*views, {names}), ({tensors}), grad_out, needs)
+        tensors = {matrices} *map(as_it_was, ctx.vectors, ({vectors}))
+        grads = _composite.vjp(lambda *views: composite(*views, {names}), tensors, grad_out, needs)
     else:
         grads = _native.{name}_backward(grad_out, {args}, ctx.needs_input_grad)
     return grads + of_names
@@ -71,7 +80,7 @@ def all_steps(public, {args}):
     if _is_compiling():
         return _ops.{name}({args})
     if _has_torch_function({tensors}):
-        return _overridden(op, public, ({args},))"""
+        return _overridden(op, public, ({args}))"""
     + _STEPS_3_TO_5
     + """
 def steps_3_to_5(public, {args}):"""
@@ -81,16 +90,14 @@ def steps_3_to_5(public, {args}):"""
 
 def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """(all steps, steps 3 to 5): called with the name of the public function, the tensors and the names."""
-    tensors, names = ", ".join(op.tensors), ", ".join(op.names)
-    source = _STEPS.format(
-        name=op.name, args=f"{tensors}, {names}", tensors=tensors, names=names, count=len(op.tensors)
-    )
+    parts = {"matrices": op.matrices, "vectors": op.vectors, "tensors": op.tensors, "names": op.names}
+    parts |= {"args": op.tensors + op.names, "kept": tuple(f"as_it_is({vector})" for vector in op.vectors)}
+    written = {name: ", ".join(part) + "," * (name != "args") for name, part in parts.items()}
+    source = _STEPS.format(name=op.name, count=len(op.tensors), **written)
     home = {**globals(), "op": op, "composite": op.composite, "of_names": (None,) * len(op.names)}
     exec(compile(source, f"<the steps of {op.name}, from {__file__}>", "exec"), home)
     members = {name: staticmethod(home[name]) for name in ("forward", "backward")}
-    function = type(Function)(op.name, (Function,), members)
-    # function.apply without its Python part (1.3 us of 5), whose questions are about functorch transforms.
-    home["apply"] = super(Function, function).apply
+    home["apply"] = plain_apply(type(Function)(op.name, (Function,), members))
     return home["all_steps"], home["steps_3_to_5"]
 
 
@@ -101,6 +108,44 @@ def _overridden(op: Operation, public: str, args: tuple[Any, ...]) -> Any:
         names = {"approximate": ACTIVATIONS[names.pop("activation")].approximate, **names}
         tensors = tensors[:2]
     return handle_torch_function(globals()[public], tensors, *tensors, **names)
+
+
+def _traced(op: Operation, *args: Any) -> Tensor:
+    """For torch.jit.trace, which records operators; ONNX knows torch's only."""
+    return op.eager(*args) if torch.onnx.is_in_onnx_export() else getattr(_ops, op.name)(*args)
+
+
+def _refused(
+    op: Operation, again: Callable[..., Tensor], public: str, args: tuple[Any, ...], refusal: Exception
+) -> Tensor:
+    """What torch's own functions take and the kernels do not; raises the refusal where it is right."""
+    count = len(op.tensors)
+    tensors, names = args[:count], args[count:]
+    given = [t for t in tensors if isinstance(t, Tensor)]
+    if given and (all(map(_is_foreign, given)) or given[0].layout is torch.jagged):
+        return op.eager(*args)
+    if torch.is_grad_enabled() and any(t.is_inference() for t in given):
+        return again(public, *(t.clone() if isinstance(t, Tensor) and t.is_inference() else t for t in tensors), *names)
+    if given and given[0] is tensors[0] and autocasts(given[0].device.type):
+        cast = _in_dtype_of_first(op, tensors)
+        if any(a is not b for a, b in zip(cast, tensors, strict=True)):
+            return again(public, *cast, *names)
+    raise refusal
+
+
+def _is_foreign(t: Tensor) -> bool:
+    """Of a kind that nn.GELU takes and no kernel. (Beside a dense bias, torch takes the jagged ones only.)"""
+    return t.is_nested or t.is_quantized or t.layout is torch._mkldnn
+
+
+def _in_dtype_of_first(op: Operation, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """Under autocast: the others in the first matrix's dtype, and biases in float32 as they are."""
+    dtype = tensors[0].dtype
+    kept = [(dtype,)] * len(op.matrices) + [(dtype, torch.float32)] * len(op.vectors)
+    return [
+        t if not isinstance(t, Tensor) or t.dtype in may_stay or not t.is_floating_point() else t.to(dtype)
+        for t, may_stay in zip(tensors, kept, strict=True)
+    ]
 
 
 _WRITTEN_OUT = {op.name: _written_out(op) for op in OPERATIONS.values()}
@@ -265,8 +310,10 @@ def gelu_mul(activated: Tensor, linear: Tensor, *, approximate: str = "none") ->
 
 def elementwise(x: Tensor, activation: str) -> Tensor:
     """``act(x)`` in x's own order of memory (channels_last, a transposed sequence), as F.gelu keeps it."""
+    # A size that depends on data is in no order that is known. (Eagerly torch's question costs more than the kernel.)
+    is_contiguous = is_contiguous_or_false if _is_compiling() else Tensor.is_contiguous
     for there, back in _ORDERS.get(x.dim(), ()):
-        if not x.is_contiguous() and x.permute(there).is_contiguous():
+        if not is_contiguous(x) and is_contiguous(x.permute(there)):
             return bias_act(x.permute(there), activation=activation).permute(back)
     return bias_act(x, activation=activation)
 
@@ -295,7 +342,7 @@ def _backward_operator(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
         if not (tracked or in_transform()):
             with torch._C._AutoDispatchBelowAutograd():
                 return operator(grad_out, *args)
-        if _in_functorch() is not None:
+        if functorch_depth() > 0:
             raise RuntimeError(
                 f"gelu_ext.{op.name}_backward: expected a call outside of functorch transforms, differentiate "
                 f"gelu_ext.{op.name} instead"
@@ -331,6 +378,10 @@ def _register_operators() -> None:
         library.impl(op.name, functools.partial(_WRITTEN_OUT[op.name][1], op.name), "Autograd")
         library.impl(op.name, op.composite, "FuncTorchBatched")
         library.impl(f"{op.name}_backward", _backward_operator(op), "Autograd")
+        # torch's ONNX exporter decomposes by the first table. Fake tensors would take it for shapes as well, instead of
+        # what _fake.py says, but not where the operator is in the second.
+        decomposition_table[getattr(_ops, op.name).default] = op.eager
+        meta_table[getattr(_ops, op.name).default] = op.eager
     for schema, body in _GELU_OPERATORS.items():
         library.impl(library.define(schema), body, "CompositeImplicitAutograd")
 

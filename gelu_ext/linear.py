@@ -5,6 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from ._surroundings import overrides
+
+_FORWARD = nn.Linear.forward
+# The dictionaries that register_module_forward_hook() and the like fill, for every module there is.
+_GLOBAL_HOOKS = tuple(
+    hooks
+    for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    for hooks in (getattr(_module, f"_global_{name}", None),)
+    if hooks is not None
+)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -14,13 +26,20 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def any_global_hooks() -> bool:
+    """Whether someone watches the calls of all modules."""
+    return any(_GLOBAL_HOOKS)
+
+
 def is_plain_linear(module: Any) -> bool:
-    """An nn.Linear itself (no subclass, wrapper, hook, parametrization, tensor subclass): F.linear may replace it."""
+    """An nn.Linear whose call is F.linear of its weight and bias: no subclass, no hook, no other forward, and tensors
+    that leave F.linear to torch."""
     return (
         type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, Tensor)
+        and nn.Linear.forward is _FORWARD
         and "forward" not in module.__dict__
         and not has_hooks(module)
+        and not overrides(module.weight)
     )
 
 

@@ -9,6 +9,7 @@ here knows a kernel.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from torch.autograd import Function
 from . import _composite, _native
 from ._checks import check_activated, check_approximate, check_bool, check_mlp
 from ._operations import ACT_MUL, BIAS_ACT, GLU, OPERATIONS, Operation
-from .functional import CALLS, in_transform
+from ._surroundings import as_it_is, as_it_was, as_linear_casts, autocasts, in_transform, is_tracing, overrides
+from .functional import CALLS
 
 _ops = torch.ops.gelu_ext
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by autograd.grad(..., is_grads_batched=True)
 _is_compiling = torch.compiler.is_compiling
 _has_torch_function = torch.overrides.has_torch_function
 _Tensors = tuple[Tensor | None, ...]
@@ -29,7 +32,7 @@ _Tensors = tuple[Tensor | None, ...]
 
 def _rows(t: Tensor) -> Tensor:
     """``[..., C]`` as ``[rows, C]``."""
-    return t.flatten(0, -2) if t.dim() > 1 else t.unsqueeze(0)  # reshape(-1, 0) is ambiguous
+    return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])  # reshape(-1, 0) is ambiguous, and flatten cannot be batched
 
 
 def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
@@ -38,16 +41,14 @@ def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
 
 def _grad_hidden(grad_out: Tensor, w2: Tensor, spare: Tensor | None) -> Tensor:
     """``grad_out @ w2``, in the memory of ``spare`` where there is one: a fresh tensor costs page faults."""
-    if spare is None:
+    if spare is None or type(spare) is not Tensor or _is_batched(grad_out):
         return grad_out @ w2
     torch.mm(_rows(grad_out), w2, out=_rows(spare))
     return spare
 
 
 def _activate(op: str, tensors: _Tensors, names: tuple[str, ...]) -> Tensor:
-    return (
-        getattr(_ops, op)(*tensors, *names) if _is_compiling() else getattr(_native, f"{op}_forward")(*tensors, *names)
-    )
+    return CALLS[op](OPERATIONS[op].gelu, *tensors, *names)
 
 
 def _activate_backward(
@@ -66,13 +67,33 @@ def _activate_again(grad_out: Tensor, tensors: list[Tensor | None], op: str, nam
     There the backward's activation must not be recognised as the forward's: the compiler would make one of the two, and
     keep its result. It depends on grad_out, which it does not read, so that it cannot run before the backward.
     """
-    return _activate(op, tuple(tensors), tuple(names.split()))
+    return getattr(_native, f"{op}_forward")(*tensors, *names.split())
 
 
 @_activate_again.register_fake
 def _(grad_out: Tensor, tensors: list[Tensor | None], op: str, names: str) -> Tensor:
     pre = tensors[0]
     return pre.new_empty((*pre.shape[:-1], pre.shape[-1] // OPERATIONS[op].halves))
+
+
+def _wanted(ctx: Any) -> list[bool]:
+    """Of the tensors x, w2, b2 and the branches': whose gradient this very backward is to compute.
+
+    ``needs_input_grad`` says what required a gradient in the forward; ``torch.autograd.grad(out, x)`` wants less.
+    """
+    needs = list(ctx.needs_input_grad[3:])
+    if _is_compiling():
+        return needs
+    edges = iter(ctx.next_functions)  # one for each argument that is a tensor
+    nodes = [next(edges)[0] if given else None for given in ctx.given]
+    return [need and _will_run(node) for need, node in zip(needs, nodes, strict=True)]
+
+
+def _will_run(node: Any) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that autograd.grad() was asked for
+        return True
 
 
 class _Mlp(Function):
@@ -92,28 +113,37 @@ class _Mlp(Function):
         weights, biases = _halves(branches)
         pre = tuple(F.linear(x, w) for w in weights)
         hidden = _activate(op, pre + biases, names)
-        ctx.save_for_backward(x, w2, *branches, *pre, None if recompute else hidden)
-        ctx.op, ctx.names = op, names
+        ctx.save_for_backward(x, w2, *weights, *map(as_it_is, biases), *pre, None if recompute else hidden)
+        ctx.op, ctx.names, ctx.biases = op, names, biases
+        ctx.given = tuple(t is not None for t in (x, w2, b2, *branches))
         return F.linear(hidden, w2, b2)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> _Tensors:
+        device = grad_out.device.type
+        if not torch.is_autocast_enabled(device):
+            return None, None, None, *_Mlp.gradients(ctx, grad_out)
+        with torch.autocast(device, enabled=False):  # the forward has cast what was to be cast
+            return None, None, None, *_Mlp.gradients(ctx, grad_out)
+
+    @staticmethod
+    def gradients(ctx: Any, grad_out: Tensor) -> _Tensors:
+        """Of x, w2, b2 and the branches."""
         op, names = ctx.op, ctx.names
-        needs_x, needs_w2, needs_b2, *needs = ctx.needs_input_grad[3:]
+        needs_x, needs_w2, needs_b2, *needs = _wanted(ctx)
         x, w2, *saved = ctx.saved_tensors
         branches, pre, hidden = saved[: len(needs)], tuple(saved[len(needs) : -1]), saved[-1]
         weights, biases = _halves(branches)
         grad_b2 = _rows(grad_out).sum(0) if needs_b2 else None
-        if torch.is_grad_enabled() and not _is_compiling():
+        if not _is_compiling() and (torch.is_grad_enabled() or in_transform()):
 
             def without_b2(x: Tensor, w2: Tensor, *branches: Tensor | None) -> Tensor:
                 weights, biases = _halves(branches)
                 return F.linear(OPERATIONS[op].composite(*(F.linear(x, w) for w in weights), *biases, *names), w2)
 
-            grad_x, grad_w2, *grads = _composite.vjp(
-                without_b2, (x, w2, *branches), grad_out, (needs_x, needs_w2, *needs)
-            )
-            return None, None, None, grad_x, grad_w2, grad_b2, *grads
+            inputs = (x, w2, *weights, *map(as_it_was, ctx.biases, biases))
+            grad_x, grad_w2, *grads = _composite.vjp(without_b2, inputs, grad_out, (needs_x, needs_w2, *needs))
+            return grad_x, grad_w2, grad_b2, *grads
         grad_x = grad_w2 = None
         spare = None  # memory of the node's own, as large as grad_hidden
         if needs_w2:
@@ -136,7 +166,7 @@ class _Mlp(Function):
                     grad_x = grad @ w if grad_x is None else grad_x + grad @ w
             grads = [_weight_gradient(grad, x) if need else None for grad, need in zip(grad_pre, needs_w, strict=True)]
             grads += [grad if need else None for grad, need in zip(grad_b, needs_b, strict=True)]
-        return None, None, None, grad_x, grad_w2, grad_b2, *grads
+        return grad_x, grad_w2, grad_b2, *grads
 
 
 def _halves(branches: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -146,10 +176,17 @@ def _halves(branches: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def _takes_node(*tensors: Tensor | None) -> bool:
-    """Whether autograd must record the call, and nothing (transform, mode, subclass) needs to see each operation."""
+    """Whether autograd must record the call, and nothing (transform, export, subclass) needs to see each operation."""
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
         return False
-    return _is_compiling() or not (in_transform() or _has_torch_function(tensors))
+    if _is_compiling():  # a graph that leaves torch holds operations only: an autograd.Function would lose its backward
+        return not (torch.compiler.is_exporting() or in_transform())
+    return not (in_transform() or is_tracing() or _has_subclass(tensors))
+
+
+def _has_subclass(tensors: _Tensors) -> bool:
+    """Whether one of them takes the functions that it is given to. (A mode does that for all, and may.)"""
+    return _has_torch_function(tensors) and any(overrides(t) for t in tensors)
 
 
 def linear_op_linear(
@@ -163,17 +200,18 @@ def linear_op_linear(
 ) -> Tensor:
     """The MLP of any operation, without checks: ``branches`` as of the node."""
     tensors = (x, w2, b2, *branches)
-    if not _takes_node(*tensors):
-        weights, biases = _halves(branches)
-        return F.linear(CALLS[op.name](op.gelu, *(F.linear(x, w) for w in weights), *biases, *names), w2, b2)
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if autocasts(device):
+        # Cast once, for every path: what is computed may not depend on whether a gradient is wanted.
+        with torch.autocast(device, enabled=False):
+            return linear_op_linear(op, names, recompute, *map(as_linear_casts, tensors))
+    weights, biases = _halves(branches)
+    if x.is_nested:  # no kernel takes it, and torch adds a bias in F.linear only
+        pre = [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
+        return F.linear(op.eager(*pre, *(None for _ in biases), *names), w2, b2)
+    if _takes_node(*tensors):
         return _Mlp.apply(op.name, names, recompute, *tensors)
-    # Nothing inside the node is cast: the tensors are, as F.linear would.
-    dtype = torch.get_autocast_dtype(device)
-    cast = (t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-    with torch.autocast(device, enabled=False):
-        return _Mlp.apply(op.name, names, recompute, *cast)
+    return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
 
 
 def mlp(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ._activations import GELUS
 from ._checks import check_activated, check_approximate, check_bool
 from .functional import bias_gelu, elementwise, geglu
-from .linear import is_plain_linear
+from .linear import any_global_hooks, is_plain_linear
 from .mlp import geglu_mlp, mlp
 
 
@@ -129,7 +129,7 @@ class _TwoLinears(nn.Module):
         self.fc2 = nn.Linear(hidden_features, out_features, bias=bias, device=device, dtype=dtype)
 
     def _is_plain(self) -> bool:
-        return is_plain_linear(self.fc1) and is_plain_linear(self.fc2)
+        return is_plain_linear(self.fc1) and is_plain_linear(self.fc2) and not any_global_hooks()
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias

@@ -71,10 +71,8 @@ def test_bad_fake_and_meta_tensors_raise_the_same_sentence(device):
     [
         lambda: torch.eye(4).to_sparse(),
         lambda: torch.eye(4).to_sparse_csr(),
-        lambda: torch.eye(4).to_mkldnn(),
-        lambda: torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged),
     ],
-    ids=["sparse", "csr", "mkldnn", "nested"],
+    ids=["sparse", "csr"],
 )
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:Sparse invariant")
 def test_what_is_no_dense_tensor_is_refused(make):

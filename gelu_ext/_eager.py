@@ -1,0 +1,31 @@
+"""The operations as a model spells them in torch.
+
+For tensors that the kernels do not take and torch's own functions do (nested, quantised, mkldnn), and for graphs that
+leave the package (ONNX, ``ExportedProgram.run_decompositions``).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._activations import ACTIVATIONS
+
+
+def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias.to(x.dtype)
+
+
+def bias_act(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return ACTIVATIONS[activation].eager(_plus(x, bias))
+
+
+def glu(x: Tensor, bias: Tensor | None, activation: str, activated: str) -> Tensor:
+    a, b = _plus(x, bias).chunk(2, -1)
+    act = ACTIVATIONS[activation].eager
+    return act(a) * b if activated == "first" else a * act(b)
+
+
+def act_mul(
+    activated: Tensor, linear: Tensor, activated_bias: Tensor | None, linear_bias: Tensor | None, activation: str
+) -> Tensor:
+    return ACTIVATIONS[activation].eager(_plus(activated, activated_bias)) * _plus(linear, linear_bias)
