@@ -94,7 +94,8 @@ def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Te
     parts |= {"args": op.tensors + op.names, "kept": tuple(f"as_it_is({vector})" for vector in op.vectors)}
     written = {name: ", ".join(part) + "," * (name != "args") for name, part in parts.items()}
     source = _STEPS.format(name=op.name, count=len(op.tensors), **written)
-    home = {**globals(), "op": op, "composite": op.composite, "of_names": (None,) * len(op.names)}
+    called = {"as_it_is": as_it_is, "as_it_was": as_it_was, "is_tracing": is_tracing}
+    home = {**globals(), **called, "op": op, "composite": op.composite, "of_names": (None,) * len(op.names)}
     exec(compile(source, f"<the steps of {op.name}, from {__file__}>", "exec"), home)
     members = {name: staticmethod(home[name]) for name in ("forward", "backward")}
     home["apply"] = plain_apply(type(Function)(op.name, (Function,), members))

@@ -23,14 +23,20 @@ def register_with_transformers() -> Callable[[], None]:
 
     from .patch.forms import form_of
 
+    def undo() -> None:
+        for name, (original, ours) in replaced.items():
+            if dict.get(ACT2FN, name) is ours:  # else somebody has replaced it since, or it is back already
+                dict.__setitem__(ACT2FN, name, original)
+
     replaced = {}
     for name in [name for name in ACT2FN if "gelu" in name]:
         form = form_of(ACT2FN[name])
-        if form is not None:
-            replaced[name] = dict.__getitem__(ACT2FN, name)  # the entry itself: ACT2FN[name] makes a module of it
-            ACT2FN[name] = (GELU, {"approximate": form})
-
-    def undo() -> None:
-        ACT2FN.update(replaced)
-
+        original = dict.__getitem__(ACT2FN, name)  # the entry itself: ACT2FN[name] makes a module of it
+        if form is not None and not _is_ours(original):
+            replaced[name] = original, (GELU, {"approximate": form})
+            dict.__setitem__(ACT2FN, name, replaced[name][1])
     return undo
+
+
+def _is_ours(entry: object) -> bool:
+    return isinstance(entry, tuple) and entry[0] is GELU

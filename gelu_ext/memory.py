@@ -35,7 +35,7 @@ def saved_bytes(function: Callable[..., Any], *args: Any, exclude: Iterable[Tens
         if key not in alive:
             kept[key] = t.untyped_storage().nbytes()
             held.append(t.detach())
-        return t
+        return t.detach()  # itself, where it is the result, would keep the graph alive that keeps it
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = function(*args, **kwargs)

@@ -48,7 +48,7 @@ def _grad_hidden(grad_out: Tensor, w2: Tensor, spare: Tensor | None) -> Tensor:
 
 
 def _activate(op: str, tensors: _Tensors, names: tuple[str, ...]) -> Tensor:
-    return CALLS[op](OPERATIONS[op].gelu, *tensors, *names)
+    return CALLS[op](op, *tensors, *names)
 
 
 def _activate_backward(

@@ -12,8 +12,8 @@ from .linear import any_global_hooks, is_plain_linear
 from .mlp import geglu_mlp, mlp
 
 
-class GELU(nn.Module):
-    """``gelu(x)``: replaces ``nn.GELU``, with quick GELU as a third form.
+class GELU(nn.GELU):
+    """``gelu(x)``: replaces ``nn.GELU``, and is one, with quick GELU as a third form.
 
     Args:
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
@@ -23,15 +23,11 @@ class GELU(nn.Module):
     """
 
     def __init__(self, approximate: str = "none") -> None:
-        super().__init__()
         check_approximate("GELU", approximate)
-        self.approximate = approximate
+        super().__init__(approximate)
 
     def forward(self, x: Tensor) -> Tensor:
         return elementwise(x, GELUS[self.approximate])
-
-    def extra_repr(self) -> str:
-        return f"approximate={self.approximate!r}"
 
 
 def _bias_parameter(

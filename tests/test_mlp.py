@@ -130,7 +130,7 @@ def eager(kind, tensors):
 
 @every_kind
 def test_bytes_kept_per_hidden_element(kind, device):
-    """In bfloat16, beyond the input, the weights and a copy of the biases: 2 instead of 4, 4 instead of 8 for a GeGLU."""
+    """In bfloat16, beyond the input and the weights (and a copy of the biases): 2 for 4, and 4 for 8 with GeGLU."""
     tensors = inputs(kind, torch.bfloat16, device, rows=(64,))
     elements = 64 * H
     per_element = {

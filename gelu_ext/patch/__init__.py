@@ -1,7 +1,8 @@
 """patch(model): the activations of an existing model run fused, each swap proved on the spot.
 
-find (this file) -> record.py (run a copy of the block, write down its calls) -> plan.py (the straight line that it is,
-or why it is none) -> proof.py (the same numbers, before and after) -> swap.py (the module's class, and nothing else).
+find.py -> record.py (run a copy of the block, write down its calls) and reads.py (what its code depends on beside its
+tensors) -> plan.py (the straight line that it is, or why it is none) and guard.py (while that stays true) -> proof.py
+(the same numbers, before and after) -> swap.py (the instance's method, and nothing else).
 A block that is not a straight line still gets its activation module fused alone, which is safe wherever it stands.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +20,9 @@ from .._activations import ACTIVATIONS
 from .._checks import check_bool
 from . import swap
 from .find import Block, Search, Site
-from .forms import form_of
-from .plan import Plan, Step, is_linear_like
-from .proof import Proof, copy_of, place_of, prove, random_input
+from .forms import Found, form_of
+from .plan import Plan, is_linear_like, plan_of_activation
+from .proof import Proof, place_of, prove, prove_again, random_input
 from .report import Fused, LeftAlone, Report
 
 __all__ = ["Fused", "LeftAlone", "Report", "form_of", "patch", "patched", "unpatch"]
@@ -59,34 +61,151 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
     for name, flag in (("recompute", recompute), ("verify", verify)):
         check_bool("patch", name, flag)
     _native.require()
+    before = _methods(model)
     unpatch(model)
-    report = Report()
-    with torch.inference_mode(False), torch.enable_grad():  # in whichever the caller is
-        search = Search(model, recompute)
+    try:
+        # In whichever mode and on whichever default device the caller is.
+        with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+            return _Patch(model, recompute, verify).run()
+    except BaseException:  # out of memory, Ctrl-C
+        _put_back(model, before)
+        raise
+
+
+def _methods(model: nn.Module) -> dict[nn.Module, swap.Method]:
+    """What is installed, to be put back."""
+    found = ((module, swap.installed(module)) for module in model.modules())
+    return {module: method.moved_to(module) for module, method in found if method is not None}
+
+
+def _put_back(model: nn.Module, methods: dict[nn.Module, swap.Method]) -> None:
+    unpatch(model)
+    for module, method in methods.items():
+        if not swap.is_replaced(module, method.name):
+            swap.put(module, method)
+
+
+class _Patch:
+    """One call of patch(). Nothing is installed before everything is proved."""
+
+    def __init__(self, model: nn.Module, recompute: bool, verify: bool) -> None:
+        self.model, self.verify = model, verify
+        self.report = Report()
+        self.installs: list[tuple[Plan, nn.Module]] = []
+        self.served: set[Site] = set()  # where activation modules are served by a block's plan
+        self.proofs: dict[int, Proof] = {}  # of the plans, by id
+        self.bar = _bar(sum(1 for _ in model.modules()))
+        self.search = Search(model, recompute, self.bar.update)
+
+    def run(self) -> Report:
+        try:
+            self.search.run()
+            self.blocks()
+            self.activations()
+        finally:
+            self.bar.close()
+        for plan, module in self.installs:
+            swap.install(plan, module)
+        return self.report
+
+    def blocks(self) -> None:
+        claimed: set[int] = set()
+        for block in self.search.in_order():
+            if claimed & block.claims():
+                continue
+            proof = self.prove(block.module, block.plan, block.x)
+            if proof.problem:
+                self.search.reasons.update(dict.fromkeys(block.sites(), proof.problem))
+                if not block.sites():
+                    self.search.not_understood.append((block.path, block.module, proof.problem))
+                continue
+            self.installs.append((block.plan, block.module))
+            claimed |= block.claims()
+            self.served |= block.sites()
+            self.report.fused += _rows(block, proof)
+
+    def prove(self, module: nn.Module, plan: Plan, x: torch.Tensor) -> Proof:
+        """The first block of a plan whole, the others with their own weights."""
+        known = self.proofs.get(id(plan))
+        if known is None or known.problem:
+            self.proofs[id(plan)] = known = prove(module, plan, x, self.verify)
+            return known
+        problem = prove_again(module, plan, x) if self.verify else ""
+        return Proof(problem) if problem else known
+
+    def activations(self) -> None:
+        """The activation modules that stand in no understood block are fused alone; the others are reported."""
+        done: set[int] = set()
+        for owner_path, owner in self.model.named_modules(remove_duplicate=False):
+            for name, activation in owner._modules.items():
+                found = self.search.activations.get(id(activation))
+                if found is None or id(activation) in done or (id(owner), name) in self.served:
+                    continue
+                path = f"{owner_path}.{name}" if owner_path else name
+                if found.activation is not None:
+                    done.add(id(activation))
+                    reason = self.search.reasons.get((id(owner), name), "no Linear before it")
+                    self.activation(path, activation, found, reason, _place(owner))
+                elif any(is_linear_like(child) for child in owner.children()):
+                    done.add(id(activation))
+                    self.leave(path, activation, f"computes {found.other}, not GELU")
+        found = self.search.activations.get(id(self.model))
+        if found and found.activation:
+            self.activation("", self.model, found, "no Linear before it", _place(self.model))
+        for path, module, reason in self.search.not_understood:
+            self.leave(path, module, reason)
+
+    def activation(
+        self, path: str, module: nn.Module, found: Found, reason: str, place: tuple[torch.device, torch.dtype]
+    ) -> None:
+        if type(module).__module__.split(".")[0] == "gelu_ext":
+            return
+        device, dtype = place
+        problem, proof = "someone has replaced its forward", None
+        if not swap.is_replaced(module, "forward"):
+            plan = plan_of_activation(module, found)
+            x = random_input(module, 64).to(device, dtype)
+            proof = prove(module, plan, x, self.verify)
+            problem = proof.problem
+        if problem:
+            self.leave(path, module, problem)
+            return
+        self.installs.append((plan, module))
+        row = ACTIVATIONS[found.activation]
+        kept = proof.eager_bytes, proof.fused_bytes
+        name, function = path or "(the model)", plan.steps[0].function
+        self.report.fused.append(Fused(name, row.label, function, "kept", *kept, row.approximate, "", reason))
+
+    def leave(self, path: str, module: nn.Module, reason: str) -> None:
+        self.report.left_alone.append(LeftAlone(path or "(the model)", type(module).__name__, reason))
+
+
+class _NoBar:
+    def update(self) -> None:
+        pass
+
+    close = update
+
+
+def _bar(total: int) -> Any:
+    """A progress bar after two seconds, where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _NoBar()
+    return tqdm(total=total, desc="gelu_ext.patch", unit=" modules", delay=2.0, leave=False)
+
+
+def plan_again(module: nn.Module, method: str, recompute: bool) -> Plan | None:
+    """The plan of a patched block that was pickled in another process, if it is still one."""
+    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        search = Search(module, recompute)
         search.run()
-        served = _swap_blocks(search, verify, report)
-        _swap_activations(search, verify, served, report)
-    return report
-
-
-def _swap_blocks(search: Search, verify: bool, report: Report) -> set[Site]:
-    """Installs the plans that are proved. Returns where activation modules are served by one."""
-    claimed: set[int] = set()
-    served: set[Site] = set()
-    for block in search.in_order():
-        if claimed & block.claims():
-            continue
-        proof = prove(block.copy, block.plan, block.x, verify)
-        if proof.problem:
-            search.reasons.update(dict.fromkeys(block.sites(), proof.problem))
-            if not block.sites():
-                search.not_understood.append((block.path, block.module, proof.problem))
-            continue
-        swap.install(block.plan, block.module)
-        claimed |= block.claims()
-        served |= block.sites()
-        report.fused += _rows(block, proof)
-    return served
+        found = search.activations.get(id(module))
+        if found and found.activation:
+            return plan_of_activation(module, found)
+        block = next((b for b in search.blocks if b.module is module and b.plan.method == method), None)
+        return block.plan if block and not prove(module, block.plan, block.x, verify=True).problem else None
 
 
 def _rows(block: Block, proof: Proof) -> Iterator[Fused]:
@@ -99,59 +218,6 @@ def _rows(block: Block, proof: Proof) -> Iterator[Fused]:
         kept = proof.eager_bytes, proof.fused_bytes
         approximate = ACTIVATIONS[step.activation].approximate
         yield Fused(block.name, step.form, step.function, bias, *kept, approximate, step.activated, note)
-
-
-def _swap_activations(search: Search, verify: bool, served: set[Site], report: Report) -> None:
-    """The activation modules that stand in no understood block are fused alone; the others are reported."""
-    done: set[int] = set()
-    for owner_path, owner in search.model.named_modules(remove_duplicate=False):
-        for name, activation in owner._modules.items():
-            found = search.activations.get(id(activation))
-            if found is None or id(activation) in done or (id(owner), name) in served:
-                continue
-            path = f"{owner_path}.{name}" if owner_path else name
-            if found.activation is not None:
-                done.add(id(activation))
-                reason = search.reasons.get((id(owner), name), "no Linear before it")
-                _swap_activation(path, activation, found.activation, reason, _place(owner), verify, report)
-            elif any(is_linear_like(child) for child in owner.children()):
-                done.add(id(activation))
-                report.left_alone.append(
-                    LeftAlone(path, type(activation).__name__, f"computes {found.other}, not GELU")
-                )
-    found = search.activations.get(id(search.model))
-    if found and found.activation:
-        _swap_activation(
-            "", search.model, found.activation, "no Linear before it", _place(search.model), verify, report
-        )
-    for path, module, reason in search.not_understood:
-        report.left_alone.append(LeftAlone(path or "(the model)", type(module).__name__, reason))
-
-
-def _swap_activation(
-    path: str,
-    module: nn.Module,
-    activation: str,
-    reason: str,
-    place: tuple[torch.device, torch.dtype],
-    verify: bool,
-    report: Report,
-) -> None:
-    if type(module).__module__.split(".")[0] == "gelu_ext":
-        return
-    device, dtype = place
-    plan = Plan("forward", (Step("bias_act", activation=activation),))
-    x = random_input(module, 64).to(device, dtype)
-    proof = prove(copy_of(module), plan, x, verify)
-    problem = "someone has replaced its forward" if "forward" in vars(module) else proof.problem
-    if problem:
-        report.left_alone.append(LeftAlone(path or "(the model)", type(module).__name__, problem))
-        return
-    swap.install(plan, module)
-    kept = proof.eager_bytes, proof.fused_bytes
-    row = ACTIVATIONS[activation]
-    form = row.label, plan.steps[0].function
-    report.fused.append(Fused(path or "(the model)", *form, "kept", *kept, row.approximate, "", reason))
 
 
 def _place(owner: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -172,11 +238,8 @@ def unpatch(model: nn.Module) -> nn.Module:
 @contextmanager
 def patched(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> Iterator[Report]:
     """``with patched(model) as report:`` patches for the length of the block, and puts back what was there before."""
-    before = {module: swap.installed(module) for module in model.modules()}
+    before = _methods(model)
     try:
         yield patch(model, recompute=recompute, verify=verify)
     finally:
-        unpatch(model)
-        for module, installed in before.items():
-            if installed is not None:
-                swap.install(installed.plan, module)
+        _put_back(model, before)

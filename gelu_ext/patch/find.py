@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from . import swap
 from .forms import Found, classify
+from .guard import is_unwatched
 from .plan import NotUnderstood, Plan, is_linear_like, make_plan
 from .proof import copy_of, quiet, random_input
 from .record import DidNotRun, callables, first_line, record
@@ -26,12 +31,11 @@ Site = tuple[int, str]  # where a module stands: id of its parent, name
 
 @dataclass
 class Block:
-    """An understood block: the module itself, a copy to prove the plan on, and an input that it runs on."""
+    """An understood block, and an input that it runs on."""
 
     path: str
     module: nn.Module
     plan: Plan
-    copy: nn.Module
     x: Tensor
 
     @property
@@ -53,21 +57,32 @@ class Search:
 
     model: nn.Module
     recompute: bool
+    tick: Callable[[], Any] = lambda: None  # called for every module
     activations: dict[int, Found] = field(default_factory=dict)  # by id of the module
     blocks: list[Block] = field(default_factory=list)
     reasons: dict[Site, str] = field(default_factory=dict)  # why the block of an activation module is not fused
     not_understood: list[tuple[str, nn.Module, str]] = field(default_factory=list)  # blocks without such a module
+    plans: dict[Any, list[tuple[Plan, int]]] = field(default_factory=lambda: defaultdict(list))  # with their widths
+    refusals: dict[Any, str] = field(default_factory=dict)
 
     def run(self) -> None:
+        known: dict[Any, Found] = {}
         for module in self.model.modules():
             if not module._modules and not isinstance(module, _NO_ACTIVATIONS):
-                found = classify(module)
+                key = _key(module, settings=True)
+                found = known[key] if key in known else classify(module)
+                known[key] = found
                 if found:
                     self.activations[id(module)] = found
         self._visit("", self.model, set())
 
     def _visit(self, path: str, module: nn.Module, seen: set[int]) -> None:
         seen.add(id(module))
+        self.tick()
+        if isinstance(module, torch.jit.ScriptModule):
+            if "aten::gelu" in str(getattr(module, "inlined_graph", "")):
+                self.not_understood.append((path, module, "it is compiled by TorchScript"))
+            return
         for name, child in module._modules.items():
             if child is not None and id(child) not in seen:
                 self._visit(f"{path}.{name}" if path else name, child, seen)
@@ -79,7 +94,12 @@ class Search:
         widths = _widths(module)
         if not widths or sum(1 for _ in module.modules()) > _MOST_MODULES:
             return
-        block, reason = self._understand(path, module, widths)
+        try:
+            block, reason = self._understand(path, module, widths)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            block, reason = None, f"it cannot be looked at ({first_line(error)})"
         if block:
             self.blocks.append(block)
         for site in sites:
@@ -102,19 +122,37 @@ class Search:
         return any(id(b.module) in below and not any(s.second for s in b.plan.fused) for b in self.blocks)
 
     def _understand(self, path: str, module: nn.Module, widths: list[int]) -> tuple[Block | None, str]:
-        kind, reason = type(module), ""
         if any(parameter.is_meta for parameter in module.parameters()):
             return None, "its parameters have no data (meta device)"
+        key = _key(module, settings=False)
+        with quiet(torch.device("cpu")):
+            for plan, width in self.plans[key]:  # of a block that looks the same
+                x = random_input(module, width)
+                if not swap.is_replaced(module, plan.method) and plan.holds(module, x) is not None:
+                    return Block(path, module, plan, x), ""
+        refusal = _key(module, settings=True)
+        if refusal in self.refusals:
+            return None, self.refusals[refusal]
+        block, reason = self._look_at(path, module, widths)
+        if block:
+            self.plans[key].append((block.plan, block.x.shape[-1]))
+        else:
+            self.refusals[refusal] = reason
+        return block, reason
+
+    def _look_at(self, path: str, module: nn.Module, widths: list[int]) -> tuple[Block | None, str]:
+        kind, reason = type(module), ""
         try:
             copied = copy_of(module)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
             return None, f"it cannot be copied ({first_line(error)})"
         for method in (name for name in _METHODS if hasattr(kind, name)):
             for width in widths:
                 try:
                     x = random_input(copied, width)
-                    plan = self._plan(module, copied, method, x)
-                    return Block(path, module, plan, copied, x), ""
+                    return Block(path, module, self._plan(module, copied, method, x), x), ""
                 except NotUnderstood as why:
                     reason = reason if method != "forward" and reason else str(why)
                     break
@@ -124,17 +162,15 @@ class Search:
         return None, reason
 
     def _plan(self, module: nn.Module, copied: nn.Module, method: str, x: Tensor) -> Plan:
-        if method in vars(module):
+        if swap.is_replaced(module, method):
             raise NotUnderstood(f"someone has replaced its {method}")
         with quiet(x.device):
-            recordings = [record(copied, method, x, training) for training in (True, False)]
-            plans = [make_plan(module, method, recording, self.recompute) for recording in recordings]
-        if plans[0] != plans[1]:
-            raise NotUnderstood("its forward takes another way in training mode than in evaluation mode")
-        why_not = swap.why_not(plans[0], module)
+            recordings = [record(copied, module, method, x, training) for training in (True, False)]
+            plan = make_plan(module, method, recordings, self.recompute)
+            why_not = plan.why_not(module, x)
         if why_not:
             raise NotUnderstood(why_not)
-        return plans[0]
+        return plan
 
     def in_order(self) -> list[Block]:
         """With ``recompute`` a block that has its second Linear goes before a smaller one that has not."""
@@ -196,6 +232,38 @@ def _is_part(module: nn.Module, name: str) -> bool:
     return any(name in m._modules or not callable(vars(m)[name]) for m in parts)
 
 
+def _key(module: nn.Module, settings: bool) -> Any:
+    """Equal for modules that look the same: their kinds, the shapes of their tensors and, with ``settings``, those."""
+    return tuple(
+        (
+            path,
+            type(part),
+            is_unwatched(part),
+            tuple(_tensors(part)),
+            tuple(_settings(part)) if settings else (),
+        )
+        for path, part in module.named_modules()
+    )
+
+
+def _tensors(module: nn.Module) -> Iterator[Any]:
+    for name, t in [*module._parameters.items(), *module._buffers.items()]:
+        if t is not None:
+            yield name, None if is_lazy(t) else t.shape, t.dtype, t.device
+
+
+def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """As far as they are hashable and no counters (layers are numbered)."""
+    for name, value in vars(module).items():
+        if isinstance(value, (bool, float, str, type(None))):
+            yield name, value
+        elif callable(value):
+            yield name, id(value)
+
+
 def _needs_more(kind: type, method: str) -> bool:
-    parameters = list(inspect.signature(getattr(kind, method)).parameters.values())[2:]  # after self and x
+    try:
+        parameters = list(inspect.signature(getattr(kind, method)).parameters.values())[2:]  # after self and x
+    except (TypeError, ValueError):
+        return False
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters)

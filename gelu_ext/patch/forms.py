@@ -1,7 +1,8 @@
 """Which function an activation computes, found by running it: names and configurations lie.
 
-A module or callable is an activation if its values and its gradient are, in float64, over the whole range. patch()
-serves the forms of GELU; the other activations that are known are named in the report.
+A module or callable is an activation if its values and its gradient are, in float64, over the whole range. It is run
+only if its code does nothing but compute (reads.py). patch() serves the forms of GELU; the other activations that are
+known are named in the report.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .._activations import ACTIVATIONS, GELUS, OTHERS
+from .reads import NotGuarded, Read, Reader
 
 _KNOWN = {row.label: row.composite for row in ACTIVATIONS.values()} | OTHERS
 
@@ -22,8 +24,8 @@ _TOLERANCE = 1e-6
 
 def _probe() -> Tensor:
     """``[3, 4, 36]``: of three dimensions, so that what mixes one of them (softmax, a norm) cannot pass for a form."""
-    tails = torch.tensor([10.5, 15.0, 30.0, 100.0, 1e3, 1e4], dtype=torch.float64)
-    bulk = torch.linspace(-9.5, 9.5, 420, dtype=torch.float64)
+    tails = torch.tensor([10.5, 15.0, 30.0, 100.0, 1e3, 1e4], dtype=torch.float64, device="cpu")
+    bulk = torch.linspace(-9.5, 9.5, 420, dtype=torch.float64, device="cpu")
     return torch.cat([bulk, tails, -tails]).reshape(36, 12).t().reshape(3, 4, 36).contiguous()
 
 
@@ -46,6 +48,7 @@ class Found(NamedTuple):
 
     activation: str | None = None
     other: str | None = None
+    reads: tuple[Read, ...] = ()  # what it depends on; the base "" is the module itself
 
     def __bool__(self) -> bool:
         return self.activation is not None or self.other is not None
@@ -54,11 +57,17 @@ class Found(NamedTuple):
 def classify(activation: Any) -> Found:
     """Runs a module without parameters, or a callable, and compares it with every known activation."""
     if isinstance(activation, nn.Module):
-        if any(True for _ in activation.parameters()) or any(True for _ in activation.buffers()):
+        odd = activation._modules or "forward" in vars(activation) or isinstance(activation, torch.jit.ScriptModule)
+        if odd or any(True for _ in activation.parameters()) or any(True for _ in activation.buffers()):
             return Found()
-        function = activation.forward  # not __call__: hooks are not for us
+        reader = Reader(activation, {id(activation): ""})
+        function, code = activation.forward, type(activation).forward  # not __call__: hooks are not for us
     else:
-        function = activation
+        reader, function, code = Reader(None, {}), activation, activation
+    try:
+        reader.function(code, activation if isinstance(activation, nn.Module) else None)
+    except NotGuarded:
+        return Found()
     x = _probe()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -69,7 +78,7 @@ def classify(activation: Any) -> Found:
         return Found()
     label = next((label for label, function in _KNOWN.items() if _same(found, function, x)), None)
     served = next((name for name in GELUS.values() if ACTIVATIONS[name].label == label), None)
-    return Found(served, None if served else label)
+    return Found(served, None if served else label, tuple(reader.reads.values()))
 
 
 def form_of(activation: Any) -> str | None:

@@ -9,6 +9,7 @@ so a block that does anything else is not understood, and says so.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,8 +21,13 @@ from torch import Tensor, nn
 
 from .._activations import ACTIVATIONS, GELUS
 from .._operations import OPERATIONS
-from ..linear import has_hooks, is_plain_linear
-from .forms import classify
+from .._surroundings import as_linear_casts, autocasts
+from ..functional import CALLS, elementwise
+from ..linear import any_global_hooks, has_hooks
+from ..mlp import linear_op_linear
+from .forms import Found, classify
+from .guard import Holds, Modules, is_conv1d, is_unwatched, linear_kind, make_guard
+from .reads import Read
 from .record import Event, Recording
 
 
@@ -65,42 +71,90 @@ class Step:
         op = OPERATIONS[self.op]
         return op.gelu_mlp if self.recompute else op.gelu
 
+    def run(self, modules: Modules, x: Tensor) -> Tensor:
+        if self.op == "module":
+            return modules[self.path](x)
+        if not self.second:
+            return self.activate(modules, x)
+        between = [modules[path] for path in self.between]
+        if not any(map(_is_active, between)):
+            return self.node(modules, x)
+        x = self.activate(modules, x)
+        for module in between:
+            x = module(x)
+        return modules[self.second](x)
+
+    def activate(self, modules: Modules, x: Tensor) -> Tensor:
+        firsts = [modules[path] for path in self.firsts]
+        if self.takes_bias:
+            pre = [F.linear(x, _weight(module)) for module in firsts]
+            biases = [module.bias for module in firsts]
+            if autocasts(x.device.type):
+                biases = list(map(as_linear_casts, biases))
+        else:
+            pre = [module(x) for module in firsts] or [x]
+            biases = [None for _ in pre]
+            if self.op == "bias_act":
+                return elementwise(pre[0], self.activation)
+        return CALLS[self.op](self.op, *pre, *biases, *self.names)
+
+    def node(self, modules: Modules, x: Tensor) -> Tensor:
+        firsts, second = [modules[path] for path in self.firsts], modules[self.second]
+        weights, biases = [_weight(module) for module in firsts], [module.bias for module in firsts]
+        return linear_op_linear(
+            OPERATIONS[self.op], self.names, self.recompute, x, _weight(second), second.bias, *weights, *biases
+        )
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    """As F.linear takes it; Conv1D keeps it transposed."""
+    return linear.weight if isinstance(linear, nn.Linear) else linear.weight.t()
+
+
+def _is_active(module: nn.Module) -> bool:
+    return isinstance(module, nn.Dropout) and module.training and module.p > 0
+
 
 @dataclass(frozen=True)
 class Plan:
+    """What runs in the place of a block's method, and when it may. It holds no module: equal blocks share one."""
+
     method: str
+    argument: str  # the name of its one argument
     steps: tuple[Step, ...]
-    bypassed: tuple[str, ...] = ()  # modules with children whose own call is skipped
-    only_dtype: torch.dtype | None = None  # the forward casts, and at this dtype the casts do nothing
+    roles: tuple[tuple[str, str], ...]  # of the block's modules: "called", "linear" (its weight is used), "bypassed"
+    holds: Holds  # (block, x) -> the modules by path, or None
+    recompute: bool
 
     @property
     def fused(self) -> Iterator[Step]:
         return (step for step in self.steps if step.op != "module")
 
+    def run(self, modules: Modules, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step.run(modules, x)
+        return x
 
-def linear_kind(module: Any) -> str:
-    """``"linear"`` or ``"conv1d"`` (Hugging Face's, with a transposed weight) of a plain layer, else ""."""
-    if is_plain_linear(module):
-        return "linear"
-    if _is_conv1d(module) and not has_hooks(module):
-        plain = type(module.weight) in (nn.Parameter, Tensor) and "forward" not in module.__dict__
-        return "conv1d" if plain else ""
-    return ""
-
-
-def _is_conv1d(module: Any) -> bool:
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+    def why_not(self, block: nn.Module, x: Tensor) -> str:
+        """Why it does not hold for the block as it is, as a clause; empty if it does."""
+        if self.holds(block, x) is not None:
+            return ""
+        for path, role in self.roles:
+            module = block.get_submodule(path)
+            if role != "called" and not is_unwatched(module):
+                return f"{path} has a hook" if has_hooks(module) else f"{path} has a forward of its own"
+        return "something watches all modules" if any_global_hooks() else "it changes while it is looked at"
 
 
 def is_linear_like(module: Any) -> bool:
     """A Linear, or something that stands for one (quantised, with an adapter)."""
-    return isinstance(module, nn.Linear) or _is_conv1d(module) or hasattr(module, "base_layer")
+    return isinstance(module, nn.Linear) or is_conv1d(module) or hasattr(module, "base_layer")
 
 
 def why_not_plain(path: str, module: nn.Module) -> str:
     if has_hooks(module):
         return f"{path} has a hook"
-    if type(module) is nn.Linear or _is_conv1d(module):
+    if type(module) is nn.Linear or is_conv1d(module):
         return f"{path} has a weight of type {type(module.weight).__name__}, or a forward of its own"
     return f"{path} is a {type(module).__name__}, not a plain nn.Linear"
 
@@ -272,10 +326,56 @@ def _is_halves(event: Event, recording: Recording) -> bool:
     )
 
 
-def make_plan(block: nn.Module, method: str, recording: Recording, recompute: bool) -> Plan:
-    """The plan of a recorded block. Raises NotUnderstood with the reason."""
+def make_plan(block: nn.Module, method: str, recordings: list[Recording], recompute: bool) -> Plan:
+    """The plan of a block, recorded in training and in evaluation mode. Raises NotUnderstood with the reason."""
+    steps, casts = _steps(block, recordings[0], recompute)
+    for recording in recordings[1:]:
+        if _steps(block, recording, recompute)[0] != steps:
+            raise NotUnderstood("its forward takes another way in training mode than in evaluation mode")
+    reads = {read.key: read for recording in recordings for read in recording.reader.reads.values()}
+    for step in steps:
+        if step.activation_path:
+            found = classify(block.get_submodule(step.activation_path))
+            moved = (_below(step.activation_path, read) for read in found.reads)
+            reads.update((read.key, read) for read in moved)
+    modes = sorted({path for recording in recordings for path in recording.reader.modes})
+    like = recordings[0].values[recordings[0].source]
+    by_dtype = casts or any(recording.asks_dtype for recording in recordings)
+    by_device = any(recording.asks_device for recording in recordings)
+    roles = _roles(steps)
+    holds = make_guard(block, method, roles, reads.values(), modes, like, by_dtype, by_device)
+    return Plan(method, argument_of(block, method), steps, tuple(roles.items()), holds, recompute)
+
+
+def plan_of_activation(module: nn.Module, found: Found) -> Plan:
+    """The plan of an activation module that stands alone."""
+    like = torch.empty((), device="cpu")
+    holds = make_guard(module, "forward", {}, found.reads, (), like, False, False)
+    steps = (Step("bias_act", activation=found.activation),)
+    return Plan("forward", argument_of(module, "forward"), steps, (), holds, recompute=False)
+
+
+def argument_of(block: nn.Module, method: str) -> str:
+    """The name of the method's first argument; "" if it has none."""
+    try:
+        parameters = list(inspect.signature(getattr(type(block), method)).parameters.values())[1:]  # after self
+    except (TypeError, ValueError):
+        return ""
+    named = parameters and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+    return parameters[0].name if named else ""
+
+
+def _below(path: str, read: Read) -> Read:
+    return read._replace(base=path) if read.base == "" else read
+
+
+def _steps(block: nn.Module, recording: Recording, recompute: bool) -> tuple[tuple[Step, ...], bool]:
+    """(the steps, whether there are casts that do nothing at this dtype)"""
     if recording.odd:
-        raise NotUnderstood(recording.odd)
+        raise NotUnderstood(f"its {recording.method} {recording.odd}")
     line = _Line(block, recording)
     steps = list(line.steps())
     if not any(step.op != "module" for step in steps):
@@ -283,10 +383,20 @@ def make_plan(block: nn.Module, method: str, recording: Recording, recompute: bo
         other = next((name for name in found if name), None)
         raise NotUnderstood(f"it computes {other}, not GELU" if other else "it computes no GELU")
     steps = [replace(step, recompute=recompute and bool(step.second)) for step in _with_second_linear(block, steps)]
-    used = {path for step in steps for path in (*step.firsts, step.second, step.activation_path) if path}
-    parents = {path[:i] for path in used for i, letter in enumerate(path) if letter == "."}
-    only_dtype = recording.values[recording.source].dtype if line.casts else None
-    return Plan(method, tuple(steps), tuple(sorted(parents)), only_dtype)
+    return tuple(steps), line.casts
+
+
+def _roles(steps: tuple[Step, ...]) -> dict[str, str]:
+    """What becomes of the modules of the block: "called", "linear" (its weight is used) or "bypassed"."""
+    roles: dict[str, str] = {}
+    for step in steps:
+        used = step.firsts + ((step.second,) if step.second else ())
+        role = "linear" if step.second or step.takes_bias else "called"
+        roles |= dict.fromkeys(used, role) | dict.fromkeys(step.between, "bypassed")
+        if step.activation_path:
+            roles[step.activation_path] = "bypassed"
+    parents = {path[:i] for path in roles for i, letter in enumerate(path) if letter == "."}
+    return roles | dict.fromkeys(sorted(parents), "bypassed")
 
 
 def _with_second_linear(block: nn.Module, steps: list[Step]) -> Iterator[Step]:

@@ -1,13 +1,14 @@
 """Proves on the spot that a plan computes what the block computes, on copies: the model itself is never run.
 
 Values and all gradients of the original and of the patched block, in the block's own dtype, against the original in
-float64. The patched one may err at most twice as much as the original does.
+float64 (float32 for 16 bits). The patched one may err at most twice as much as the original does. Of further blocks
+with the same plan the values are compared, with their own weights.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..memory import saved_bytes
-from .plan import Plan, linear_kind
-from .record import first_line
+from .guard import linear_kind
+from .plan import Plan
+from .record import alias_of, first_line
 from .swap import install
 
 _TOKENS = (2, 3)
@@ -32,20 +34,21 @@ class Proof:
     fused_bytes: int = 0
 
 
-def copy_of(block: nn.Module) -> nn.Module:
+def copy_of(block: nn.Module, with_data: bool = True) -> nn.Module:
     """A copy to experiment with: without hooks, every parameter trainable, and no bias that is all zero.
 
-    Models are born with zero biases, and one that is lost on the way would not be missed.
+    Models are born with zero biases, and one that is lost on the way would not be missed. Without ``with_data`` the
+    other parameters are the block's own numbers.
     """
-    block = copy.deepcopy(block)
-    generator = torch.Generator().manual_seed(0)
+    block = copy.deepcopy(block) if with_data else alias_of(block)
+    generator = torch.Generator("cpu").manual_seed(0)
     for module in block.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             getattr(module, hooks).clear()
         bias = getattr(module, "bias", None)
         if linear_kind(module) and bias is not None and not bias.any():
-            with torch.no_grad():
-                bias.copy_(torch.randn(bias.shape, generator=generator))
+            noise = torch.randn(bias.shape, generator=generator, device="cpu").to(bias)
+            module.bias = nn.Parameter(noise) if isinstance(bias, nn.Parameter) else noise
     for parameter in block.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True).grad = None
@@ -59,8 +62,12 @@ def place_of(block: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 def random_input(block: nn.Module, features: int) -> Tensor:
     device, dtype = place_of(block)
-    x = torch.randn(*_TOKENS, features, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return x.to(device, dtype)
+    return _noise((*_TOKENS, features), 1).to(device, dtype)
+
+
+def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """On the CPU, whatever the default device is."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
 
 
 @contextmanager
@@ -82,23 +89,31 @@ def _scaled(block: nn.Module, plan: Plan, x: Tensor) -> Tensor:
     if module is None or not linear_kind(module):
         return x
     with torch.no_grad():
-        weight = module.weight.double() if isinstance(module, nn.Linear) else module.weight.double().t()
-        spread = torch.nn.functional.linear(x.double(), weight).std()
+        weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
+        spread = torch.nn.functional.linear(x, weight).double().std()
     return (x * (_SCALE / spread)).to(x.dtype) if spread > 0 else x
 
 
 def _results(block: nn.Module, method: str, x: Tensor, training: bool) -> dict[str, Tensor]:
-    """The output and every gradient of a random weighting of it."""
+    """The output, and the gradients of a random weighting of it: of a matrix, its product with a random vector.
+
+    Wherever two gradients differ their products do, and the gradients of all matrices need not be there at once.
+    """
     block.train(training)
     torch.manual_seed(0)  # the same dropout in each
     x = x.detach().clone().requires_grad_()
     out = getattr(block, method)(x)
-    grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(out)
-    parameters = {name: p for name, p in block.named_parameters() if p.requires_grad}
-    grads = torch.autograd.grad(out, [x, *parameters.values()], grad_out, allow_unused=True)
-    names = ["the gradient of the input", *(f"the gradient of {name}" for name in parameters)]
-    found = {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
-    return {"the output": out.detach(), **found}
+    grad_out = _noise(tuple(out.shape), 2).to(out)
+    results = {"the output": out.detach()}
+    for name, t in [("the input", x), *block.named_parameters()]:
+        if not t.requires_grad:
+            continue
+        (grad,) = torch.autograd.grad(out, t, grad_out, retain_graph=True, allow_unused=True)
+        if grad is not None and t is not x and grad.dim() == 2:
+            grad = grad @ _noise((grad.shape[1],), 3).to(grad)
+        if grad is not None:
+            results[f"the gradient of {name}"] = grad
+    return results
 
 
 def _error(result: Tensor, truth: Tensor) -> float:
@@ -131,13 +146,14 @@ def _disagreement(fused: dict[str, Tensor], reference: dict[str, Tensor], allowe
     return ""
 
 
-def _compare(block: nn.Module, patched: nn.Module, eager: nn.Module, method: str, x: Tensor) -> str:
-    truth = _results(copy.deepcopy(block).double(), method, x.double(), training=False)
+def _compare(patched: nn.Module, eager: nn.Module, method: str, x: Tensor) -> str:
+    exact = torch.float64 if torch.finfo(x.dtype).bits >= 32 else torch.float32  # a thousandth of what is allowed
+    truth = _results(alias_of(eager).to(exact), method, x.to(exact), training=False)
     fused, before = (_results(b, method, x, training=False) for b in (patched, eager))
     if any(fused[name].dtype != t.dtype for name, t in before.items() if name in fused):
         return "the dtype of a result differs"
     if before.keys() != truth.keys():
-        return "it computes something else in float64"
+        return f"it computes something else in {str(exact).removeprefix('torch.')}"
     allowed = _allowed(before, truth)
     problem = _disagreement(fused, truth, allowed)
     if problem:
@@ -156,27 +172,57 @@ def _compare(block: nn.Module, patched: nn.Module, eager: nn.Module, method: str
     return ""
 
 
-def prove(block: nn.Module, plan: Plan, x: Tensor, verify: bool) -> Proof:
-    """Runs the block with and without the plan. ``block`` is a copy by copy_of(), which is not changed.
+def _pair(block: nn.Module, plan: Plan) -> tuple[nn.Module, nn.Module]:
+    """(with the plan, without), on the same numbers."""
+    eager = copy_of(block, with_data=False)
+    patched = alias_of(eager)
+    install(plan, patched)
+    return patched, eager
 
-    Without ``verify``, it measures the memory only.
-    """
+
+def prove(block: nn.Module, plan: Plan, x: Tensor, verify: bool) -> Proof:
+    """Runs copies of the block with and without the plan. Without ``verify``, it measures the memory only."""
     method = plan.method
     x = _scaled(block, plan, x)
-    eager, patched = copy.deepcopy(block), copy.deepcopy(block)
-    install(plan, patched)
+    patched, eager = _pair(block, plan)
     with quiet(x.device):
         try:
             if verify:
-                problem = _compare(block, patched, eager, method, x)
+                problem = _compare(patched, eager, method, x)
                 if problem:
                     return Proof(problem)
-            tokens = x[..., 0].numel()
-            x.requires_grad_()
-            kept = [saved_bytes(getattr(b.train(), method), x, exclude=_alive(b)) // tokens for b in (eager, patched)]
-            return Proof("", *kept)
+            return Proof("", *(_bytes_per_token(getattr(b.train(), method), x, _alive(b)) for b in (eager, patched)))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
             return Proof(f"it does not run ({first_line(error)})")
+
+
+def _bytes_per_token(function: Callable[[Tensor], Tensor], x: Tensor, alive: list[Tensor]) -> int:
+    """What each further token costs: small copies that are kept once do not count."""
+    longer = torch.cat([x, x], dim=0)
+    kept = [saved_bytes(function, t.requires_grad_(), exclude=[*alive]) for t in (x.detach(), longer.detach())]
+    return (kept[1] - kept[0]) // (x.numel() // x.shape[-1])
+
+
+_EQUAL = {torch.float64: 1e-12, torch.float32: 3e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def prove_again(block: nn.Module, plan: Plan, x: Tensor) -> str:
+    """The values of a block whose equal has been proved with this plan. Returns what differs, or ""."""
+    x = _scaled(block, plan, x)
+    patched, eager = _pair(block, plan)
+    with quiet(x.device), torch.no_grad():
+        try:
+            found, wanted = (getattr(b.eval(), plan.method)(x) for b in (patched, eager))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            return f"it does not run ({first_line(error)})"
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return "the shape or the dtype of the output differs"
+    error, allowed = _error(found, wanted.double()), _EQUAL[wanted.dtype] * _largest(wanted)
+    return "" if error <= allowed else f"the output is off by {error:.2g}, and {allowed:.2g} is allowed"
 
 
 def _alive(block: nn.Module) -> list[Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import random
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,11 +18,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-# What a forward may ask of a tensor without using its numbers; __get__ is the attributes (shape, dtype, device).
-_METADATA = {"__get__", "__len__", "__hash__", "size", "dim", "ndimension", "stride", "numel", "nelement"}
-_METADATA |= {"is_contiguous", "is_floating_point", "is_complex", "element_size", "get_device", "storage_offset"}
-# Of these, what may steer it another way for another input: such a block is not known from one recording.
-_SHAPE = {"shape", "ndim", "size", "dim", "ndimension", "numel", "nelement", "__len__", "stride", "is_contiguous"}
+from .reads import METADATA, Reader, Stop, Watch
+
+# What a forward may ask of a tensor without using its numbers: attributes by __get__, and these. Dtype and device can
+# be compared on every call; of a shape one recording says too little.
+_QUESTIONS = METADATA | {"__get__", "__len__", "__hash__", "get_device", "storage_offset", "type"}
+_BY_DTYPE = {"dtype", "is_floating_point", "is_complex", "element_size", "itemsize", "type"}
+_BY_DEVICE = {"device", "is_cuda", "is_cpu", "is_meta", "get_device"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class Recording:
     values: list[Tensor]
     source: int
     result: int | None  # None: the block does not return one tensor
-    odd: str = ""  # what it does beside computing, as a clause: then it is no straight line
+    odd: str  # what it does beside computing, as a clause: then it is no straight line
+    reader: Reader  # what it depends on beside its tensors
+    asks_dtype: bool  # of some tensor
+    asks_device: bool
+    method: str
 
 
 def looks_like_activation(name: str, value: Any) -> bool:
@@ -80,7 +85,7 @@ class _Recorder(TorchFunctionMode):
         self.values: list[Tensor] = []  # alive, so that an id stays one tensor's
         self.numbers: dict[int, int] = {}
         self.inside = 0
-        self.asks_shape = False
+        self.asked: set[str] = set()  # of a tensor
 
     def number(self, t: Tensor) -> int:
         if id(t) not in self.numbers:
@@ -106,9 +111,8 @@ class _Recorder(TorchFunctionMode):
             return out
         name = getattr(func, "__name__", "")
         has_result = any(isinstance(leaf, Tensor) for leaf in tree_leaves(out))
-        if not has_result and name in _METADATA:
-            asked = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
-            self.asks_shape |= asked in _SHAPE
+        if not has_result and name in _QUESTIONS:
+            self.asked.add(getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name)
             return out
         return self.note("function", name, args, kwargs, out, func)
 
@@ -119,11 +123,21 @@ class _Recorder(TorchFunctionMode):
                 module.__dict__[name] = self._watched(name, function)  # also where a child has the same name
         self._watch_modules(root, "")
 
+    def unwatch(self, root: nn.Module) -> None:
+        """So that nothing holds the copy: the recorder holds what it computed, and the hooks held the recorder."""
+        for module in root.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        for _, module, name, _ in list(callables(root)):
+            del module.__dict__[name]
+
     def _watch_modules(self, module: nn.Module, path: str) -> None:
         for name, child in module._modules.items():
             if child is None:
                 continue
             child_path = f"{path}.{name}" if path else name
+            if isinstance(child, torch.jit.ScriptModule):
+                raise DidNotRun(f"{child_path} is compiled by TorchScript")
             if is_leaf(child):
                 if not child._forward_hooks:  # one module under two names is one event, with the first
                     child.register_forward_pre_hook(self._enter)
@@ -153,15 +167,6 @@ class _Recorder(TorchFunctionMode):
         return call
 
 
-def _kept_state(block: nn.Module) -> list[Any]:
-    """Every attribute of every module, as far as a forward that writes to it must show."""
-    return [
-        (name, id(value), len(value) if isinstance(value, (list, dict, set)) else None)
-        for module in block.modules()
-        for name, value in vars(module).items()
-    ]
-
-
 def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:100]}" if lines else type(error).__name__
@@ -174,26 +179,39 @@ def _in_place(name: str) -> bool:
     return last.endswith("_")
 
 
-def record(block: nn.Module, method: str, x: Tensor, training: bool) -> Recording:
-    """Runs ``block.<method>(x)`` on a copy of the block, in training mode or not."""
-    block = copy.deepcopy(block).train(training)
+def record(block: nn.Module, original: nn.Module, method: str, x: Tensor, training: bool) -> Recording:
+    """Runs ``block.<method>(x)``, in training mode or not. The block is a copy of ``original``."""
+    block = alias_of(block).train(training)
     recorder = _Recorder()
     recorder.watch(block)
+    reader = Reader(original, {id(module): path for path, module in block.named_modules()})
+    watch = Watch(reader, block, method, lambda: recorder.inside > 0)
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
         x = x.clone().requires_grad_()
         source = recorder.number(x)
-        dice, kept = random.getstate(), _kept_state(block)
+        out = None
         try:
-            with recorder:
+            with recorder, watch:
                 out = getattr(block, method)(x)
+        except Stop:
+            pass
         except Exception as error:
             raise DidNotRun(first_line(error)) from error
         finally:
-            rolled = random.getstate() != dice
-            random.setstate(dice)
-    odd = "its forward asks for the shape of a tensor" if recorder.asks_shape else ""
-    odd = odd or ("its forward uses Python's random numbers" if rolled else "")
-    odd = odd or ("its forward writes to an attribute" if _kept_state(block) != kept else "")
+            recorder.unwatch(block)
+    asked = sorted(recorder.asked - _BY_DTYPE - _BY_DEVICE - {"__hash__"})
+    odd = watch.problem or (f"asks for the {asked[0].strip('_')} of a tensor" if asked else "")
+    odd = odd or ("runs no Python code of its own" if watch.main not in watch.ran else "")
     result = recorder.numbers.get(id(out)) if isinstance(out, Tensor) else None
-    return Recording(recorder.events, recorder.values, source, result, odd)
+    by_dtype, by_device = bool(recorder.asked & _BY_DTYPE), bool(recorder.asked & _BY_DEVICE)
+    return Recording(recorder.events, recorder.values, source, result, odd, reader, by_dtype, by_device, method)
+
+
+def alias_of(block: nn.Module) -> nn.Module:
+    """A copy of the block's modules and settings with new parameters on the old numbers; buffers are copied."""
+    memo: dict[int, Any] = {}
+    for parameter in block.parameters():
+        data = parameter.clone() if parameter.is_inference() else parameter
+        memo[id(parameter)] = nn.Parameter(data.detach(), parameter.requires_grad)
+    return copy.deepcopy(block, memo)

@@ -1,0 +1,113 @@
+"""Whether a plan still holds: a function of its own for each plan, since it runs before every call.
+
+It holds if every module that the plan passes by is one whose call does what was recorded, and every value that the
+code depends on (reads.py) is what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._surroundings import overrides
+from ..linear import any_global_hooks, has_hooks, is_plain_linear
+from .reads import Read
+
+Modules = dict[str, nn.Module]  # by path in the block
+Holds = Callable[[nn.Module, Tensor], "Modules | None"]
+
+
+def linear_kind(module: Any) -> str:
+    """``"linear"`` or ``"conv1d"`` (Hugging Face's, with a transposed weight) of a plain layer, else ""."""
+    if is_plain_linear(module):
+        return "linear"
+    if is_conv1d(module) and is_unwatched(module) and not overrides(module.weight):
+        return "conv1d"
+    return ""
+
+
+def is_conv1d(module: Any) -> bool:
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether a call of the module is a call of its class's forward."""
+    return not (has_hooks(module) or "forward" in module.__dict__)
+
+
+def is_dense(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.layout is torch.strided and not (x.is_nested or x.is_quantized)
+
+
+def make_guard(
+    block: nn.Module,
+    method: str,
+    roles: dict[str, str],
+    reads: Iterable[Read],
+    modes: Iterable[str],
+    like: Tensor,
+    by_dtype: bool,
+    by_device: bool,
+) -> Holds:
+    """``roles`` are "called", "linear" or "bypassed", by path; ``modes`` the modules that must be in the block's mode.
+
+    With ``by_dtype``, ``by_device`` the plan holds for the dtype, the device of ``like`` only.
+    """
+    names = {"": "block"}
+    home: dict[str, Any] = {"any_global_hooks": any_global_hooks, "is_dense": is_dense, "linear_kind": linear_kind}
+    home |= {"is_unwatched": is_unwatched, "torch": torch}
+    lines = []
+
+    def constant(value: Any) -> str:
+        home[f"_{len(home)}"] = value
+        return f"_{len(home) - 1}"
+
+    def name_of(path: str) -> str:
+        if path not in names:
+            parent, _, last = path.rpartition(".")
+            above = name_of(parent)
+            names[path] = f"m{len(names)}"
+            lines.append(f"{names[path]} = {above}._modules[{last!r}]")
+        return names[path]
+
+    def require(condition: str) -> None:
+        lines.append(f"if not ({condition}): return None")
+
+    require("is_dense(x) and not any_global_hooks()")
+    require(f"type(block).{method} is {constant(getattr(type(block), method))}")
+    lines_of_linears = []
+    for path, role in roles.items():
+        name, module = name_of(path), block.get_submodule(path)
+        if role == "linear":
+            require(f"linear_kind({name}) == {linear_kind(module)!r}")
+            lines_of_linears.append(name)
+        elif role == "bypassed":
+            require(f"is_unwatched({name}) and type({name}).forward is {constant(type(module).forward)}")
+    for path in ["", *(path for path, role in roles.items() if role == "bypassed")]:
+        module = block.get_submodule(path)
+        if module._modules:
+            require(f"list({name_of(path)}._modules) == {constant(list(module._modules))}")
+    dtypes = {block.get_submodule(path).weight.dtype for path, role in roles.items() if role == "linear"}
+    if len(dtypes) == 1:  # some forwards cast between Linears of different dtypes, which no recording has seen
+        for name in lines_of_linears[1:]:
+            require(f"{name}.weight.dtype == {lines_of_linears[0]}.weight.dtype")
+    for path in modes:
+        require(f"{name_of(path)}.training is block.training")
+    for read in reads:
+        base = name_of(read.base) if isinstance(read.base, str) else constant(read.base)
+        relation = "is" if read.same_object else "=="
+        require(f"{'.'.join([base, *read.names])} {relation} {constant(read.value)}")
+    if by_dtype:
+        require(f"x.dtype == {constant(like.dtype)} and not torch.is_autocast_enabled(x.device.type)")
+        for name in lines_of_linears:
+            require(f"{name}.weight.dtype == {constant(like.dtype)}")
+    if by_device:
+        require(f"x.device.type == {like.device.type!r}")
+    found = ", ".join(f"{path!r}: {name}" for path, name in names.items())
+    body = "\n".join(f"        {line}" for line in [*lines, f"return {{{found}}}"])
+    source = f"def holds(block, x):\n    try:\n{body}\n    except (AttributeError, KeyError):\n        return None\n"
+    exec(compile(source, "<the guard of a plan>", "exec"), home)
+    return home["holds"]
