@@ -72,13 +72,13 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
         raise
 
 
-def _methods(model: nn.Module) -> dict[nn.Module, swap.Method]:
+def _methods(model: nn.Module) -> dict[nn.Module, swap.Installed]:
     """What is installed, to be put back."""
     found = ((module, swap.installed(module)) for module in model.modules())
     return {module: method.moved_to(module) for module, method in found if method is not None}
 
 
-def _put_back(model: nn.Module, methods: dict[nn.Module, swap.Method]) -> None:
+def _put_back(model: nn.Module, methods: dict[nn.Module, swap.Installed]) -> None:
     unpatch(model)
     for module, method in methods.items():
         if not swap.is_replaced(module, method.name):

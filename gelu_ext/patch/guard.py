@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._surroundings import overrides
 from ..linear import any_global_hooks, has_hooks, is_plain_linear
-from .reads import Read
+from .reads import Read, is_plain
 
 Modules = dict[str, nn.Module]  # by path in the block
 Holds = Callable[[nn.Module, Tensor], "Modules | None"]
@@ -109,5 +109,12 @@ def make_guard(
     found = ", ".join(f"{path!r}: {name}" for path, name in names.items())
     body = "\n".join(f"        {line}" for line in [*lines, f"return {{{found}}}"])
     source = f"def holds(block, x):\n    try:\n{body}\n    except (AttributeError, KeyError):\n        return None\n"
-    exec(compile(source, "<the guard of a plan>", "exec"), home)
-    return home["holds"]
+    constants = tuple(repr(value) if is_plain(value) else id(value) for value in home.values())
+    if (source, constants) not in _MADE:
+        exec(compile(source, "<the guard of a plan>", "exec"), home)
+        _MADE[source, constants] = home["holds"]
+    return _MADE[source, constants]
+
+
+# Equal plans have one guard: a compiler takes another for other code. (It keeps alive what the ids in the key are of.)
+_MADE: dict[tuple[str, tuple[Any, ...]], Holds] = {}

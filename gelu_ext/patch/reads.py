@@ -55,6 +55,10 @@ class Read(NamedTuple):
         return (self.base if isinstance(self.base, str) else id(self.base)), self.names
 
 
+class Scope:
+    """Global variables that are no module's: attributes, once ``__dict__`` is set."""
+
+
 class Load(NamedTuple):
     """What one instruction begins to load: a name and the attributes that are asked of it at once."""
 
@@ -157,10 +161,10 @@ def is_torchs(function: Any) -> bool:
     return (getattr(function, "__module__", None) or "").split(".")[0] in ("torch", "gelu_ext")
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     if isinstance(value, _CONTAINERS):
         parts: Iterable[Any] = [*value, *value.values()] if isinstance(value, dict) else value
-        return len(value) <= 64 and all(map(_is_plain, parts))
+        return len(value) <= 64 and all(map(is_plain, parts))
     return isinstance(value, _PLAIN)
 
 
@@ -209,7 +213,7 @@ class Reader:
         while waiting:
             function, module = waiting.pop()
             if isinstance(function, functools.partial):
-                if not _is_plain([*function.args, *function.keywords.values()]):
+                if not is_plain([*function.args, *function.keywords.values()]):
                     raise NotGuarded(f"is a partial of {_name(function.func)} with arguments that are no settings")
                 waiting.append((function.func, None))
                 continue
@@ -288,7 +292,7 @@ class Reader:
             return
         home = sys.modules.get(scope.get("__name__", ""))
         if home is None or vars(home) is not scope:
-            home = types.SimpleNamespace()
+            home = Scope()
             home.__dict__ = scope
         self._follow(home, (load.name,), scope[load.name], load.attributes)
 
@@ -327,7 +331,7 @@ class Reader:
     def _end(self, base: Any, taken: tuple[str, ...], value: Any) -> None:
         if isinstance(value, (Tensor, types.ModuleType)) or self._path(value) is not None:
             return
-        if _is_plain(value):
+        if is_plain(value):
             self._add(Read(base, taken, copy.deepcopy(value), same_object=False))
             return
         if isinstance(value, types.MethodType):

@@ -7,6 +7,7 @@ hold for the module as it is then (guard.py); otherwise the method of its class 
 from __future__ import annotations
 
 import copy
+import functools
 import types
 import weakref
 from collections.abc import Callable
@@ -21,7 +22,7 @@ _REPLICATE = "_replicate_for_data_parallel"
 
 
 class _OfOwner:
-    """A callable in the ``__dict__`` of a module, its owner, that goes along when that is copied or pickled.
+    """What bound methods in the ``__dict__`` of a module are bound to: it goes along when that is copied or pickled.
 
     It does not keep its owner alive: a cycle would keep the parameters until the garbage is collected.
     """
@@ -39,37 +40,44 @@ class _OfOwner:
             )
         return owner
 
-    @property
-    def __wrapped__(self) -> Callable[..., Any]:
-        """The method of the class: what inspect and torch.jit.script look at."""
-        return getattr(type(self.owner), self.name).__get__(self.owner)
-
-    @property
-    def __class__(self) -> type:
-        """To isinstance it is a method, with __func__ and __self__: inspect and torch.jit ask so."""
-        return types.MethodType
+    def method(self) -> types.MethodType:
+        return types.MethodType(_in_place_of(getattr(type(self.owner), self.name), self.name), self)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_owner") or name in ("name", "plan"):  # not there yet
-            raise AttributeError(name)
-        return getattr(self.__wrapped__, name)
+        """A bound method is pickled by its name."""
+        if name == self.__dict__.get("name"):
+            return self.method()
+        raise AttributeError(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.owner))
-        if copied is None:  # somebody copies the method
-            return copy.deepcopy(self.owner, memo).__dict__[self.name]
+        if copied is None:  # somebody copies the method alone
+            copied = copy.deepcopy(self.owner, memo)
         return self.moved_to(copied)
 
 
-class Method(_OfOwner):
-    """What stands in the place of a method of a block: runs the plan where that holds, else the method."""
+@functools.lru_cache(maxsize=256)
+def _in_place_of(original: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Looks like the original to whoever asks (inspect, torch.jit.script, which wants its globals as well)."""
+
+    def method(bound_to: Any, *args: Any, **kwargs: Any) -> Any:
+        return bound_to.call(args, kwargs)
+
+    scope = getattr(original, "__globals__", method.__globals__)
+    method = functools.update_wrapper(types.FunctionType(method.__code__, scope), original)
+    method.__name__ = name
+    return method
+
+
+class Installed(_OfOwner):
+    """A plan in a block: runs where that holds, else the method of the block's class."""
 
     def __init__(self, owner: nn.Module, plan: Plan | None, name: str, again: bool | None = None) -> None:
         super().__init__(owner, name)
         self.plan = plan
         self.again = again  # unpickled: `recompute` of a plan that is to be made on the first call
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         owner = self._owner()
         if owner is None:
             owner = self.owner  # raises
@@ -87,26 +95,28 @@ class Method(_OfOwner):
         """The plan, in the process that has unpickled the block: its code may be another here."""
         from . import plan_again
 
-        recompute, self.again = self.again, None
+        recompute = self.again
+        remove(owner)
         self.plan = plan_again(owner, self.name, recompute)
+        put(owner, self)
 
-    def moved_to(self, owner: nn.Module) -> Method:
-        return Method(owner, self.plan, self.name, self.again)
+    def moved_to(self, owner: nn.Module) -> Installed:
+        return Installed(owner, self.plan, self.name, self.again)
 
     def __reduce__(self) -> Any:
         again = self.again if self.plan is None else self.plan.recompute
-        return Method, (self.owner, None, self.name, again)
+        return Installed, (self.owner, None, self.name, again)
 
 
 class _Replicate(_OfOwner):
-    """For nn.DataParallel, which copies ``__dict__`` as it is: a replica must have a method of its own."""
+    """For nn.DataParallel, which copies ``__dict__`` as it is: a replica must have a plan of its own."""
 
-    def __call__(self) -> nn.Module:
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
         owner = self.owner
-        replica = self.__wrapped__()
-        method = owner.__dict__.get(_KEY)
-        if method is not None:
-            put(replica, method.moved_to(replica))
+        replica = getattr(type(owner), self.name)(owner)
+        found = installed(owner)
+        if found is not None:
+            put(replica, found.moved_to(replica))
         return replica
 
     def moved_to(self, owner: nn.Module) -> _Replicate:
@@ -116,31 +126,31 @@ class _Replicate(_OfOwner):
         return _Replicate, (self.owner, self.name)
 
 
-def put(module: nn.Module, method: Method) -> None:
-    module.__dict__[_KEY] = module.__dict__[method.name] = method
-    module.__dict__[_REPLICATE] = _Replicate(module, _REPLICATE)
+def put(module: nn.Module, found: Installed) -> None:
+    module.__dict__[_KEY], module.__dict__[found.name] = found, found.method()
+    module.__dict__[_REPLICATE] = _Replicate(module, _REPLICATE).method()
 
 
 def install(plan: Plan, block: nn.Module) -> None:
-    put(block, Method(block, plan, plan.method))
+    put(block, Installed(block, plan, plan.method))
 
 
-def installed(module: nn.Module) -> Method | None:
+def installed(module: nn.Module) -> Installed | None:
     return module.__dict__.get(_KEY)
 
 
 def remove(module: nn.Module) -> None:
     """The module as it was. A method that somebody has kept goes on to work, as that of the class."""
-    method = module.__dict__.pop(_KEY, None)
-    if method is None:
+    found = module.__dict__.pop(_KEY, None)
+    if found is None:
         return
-    method.plan = method.again = None
+    found.plan = found.again = None
     module.__dict__.pop(_REPLICATE, None)
-    if module.__dict__.get(method.name) is method:
-        del module.__dict__[method.name]
+    if not is_replaced(module, found.name):
+        module.__dict__.pop(found.name, None)
 
 
 def is_replaced(module: nn.Module, name: str) -> bool:
     """Whether somebody else has put a method into the instance."""
     method = module.__dict__.get(name)
-    return method is not None and not isinstance(method, Method)
+    return method is not None and not isinstance(getattr(method, "__self__", None), Installed)
