@@ -4,7 +4,7 @@ from . import _fake, _native, jit, memory
 from ._activations import activations
 from ._build import __version__
 from ._info import build_info
-from .functional import act_mul, bias_act, bias_gelu, geglu, gelu_mul, glu
+from .functional import act_mul, bias_act, bias_gelu, decompositions, geglu, gelu_mul, glu
 from .hf import register_with_transformers
 from .linear import interleave_halves
 from .mlp import geglu_mlp, gelu_mul_mlp, mlp
@@ -26,6 +26,7 @@ __all__ = [
     "bias_act",
     "bias_gelu",
     "build_info",
+    "decompositions",
     "geglu",
     "geglu_mlp",
     "gelu_mul",

@@ -328,6 +328,18 @@ _ORDERS = {
 }
 
 
+def decompositions() -> dict[Any, Callable[..., Tensor]]:
+    """Every operator of the package in torch's own, for graphs that leave it.
+
+    ``torch.export.export(model, args).run_decompositions(gelu_ext.decompositions())`` holds no operator of gelu_ext;
+    ``torch.onnx.export`` needs no help.
+
+    Returns:
+        ``{operator: function}``.
+    """
+    return {getattr(_ops, op.name).default: op.eager for op in OPERATIONS.values()}
+
+
 # --- what the operators of torch.ops.gelu_ext do for autograd and vmap ------------------------------------------------
 #
 # The public functions do not come by here: their calls enter below these dispatch keys.

@@ -38,6 +38,12 @@ def is_unwatched(module: nn.Module) -> bool:
     return not (has_hooks(module) or "forward" in module.__dict__)
 
 
+def dtype_of(linear: nn.Module) -> torch.dtype:
+    """Of its weight, which torch.fx would show as a proxy, and a replica of nn.DataParallel keeps as an attribute."""
+    weight = linear._parameters.get("weight")
+    return (linear.weight if weight is None else weight).dtype
+
+
 def is_dense(x: Any) -> bool:
     return isinstance(x, Tensor) and x.layout is torch.strided and not (x.is_nested or x.is_quantized)
 
@@ -58,7 +64,7 @@ def make_guard(
     """
     names = {"": "block"}
     home: dict[str, Any] = {"any_global_hooks": any_global_hooks, "is_dense": is_dense, "linear_kind": linear_kind}
-    home |= {"is_unwatched": is_unwatched, "torch": torch}
+    home |= {"is_unwatched": is_unwatched, "dtype_of": dtype_of, "torch": torch}
     lines = []
 
     def constant(value: Any) -> str:
@@ -93,7 +99,7 @@ def make_guard(
     dtypes = {block.get_submodule(path).weight.dtype for path, role in roles.items() if role == "linear"}
     if len(dtypes) == 1:  # some forwards cast between Linears of different dtypes, which no recording has seen
         for name in lines_of_linears[1:]:
-            require(f"{name}.weight.dtype == {lines_of_linears[0]}.weight.dtype")
+            require(f"dtype_of({name}) == dtype_of({lines_of_linears[0]})")
     for path in modes:
         require(f"{name_of(path)}.training is block.training")
     for read in reads:
@@ -103,7 +109,7 @@ def make_guard(
     if by_dtype:
         require(f"x.dtype == {constant(like.dtype)} and not torch.is_autocast_enabled(x.device.type)")
         for name in lines_of_linears:
-            require(f"{name}.weight.dtype == {constant(like.dtype)}")
+            require(f"dtype_of({name}) == {constant(like.dtype)}")
     if by_device:
         require(f"x.device.type == {like.device.type!r}")
     found = ", ".join(f"{path!r}: {name}" for path, name in names.items())

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from .._activations import ACTIVATIONS, GELUS
 from .._operations import OPERATIONS
@@ -89,7 +90,7 @@ class Step:
         if self.takes_bias:
             pre = [F.linear(x, _weight(module)) for module in firsts]
             biases = [module.bias for module in firsts]
-            if autocasts(x.device.type):
+            if not isinstance(x, Proxy) and autocasts(x.device.type):
                 biases = list(map(as_linear_casts, biases))
         else:
             pre = [module(x) for module in firsts] or [x]
@@ -125,6 +126,7 @@ class Plan:
     roles: tuple[tuple[str, str], ...]  # of the block's modules: "called", "linear" (its weight is used), "bypassed"
     holds: Holds  # (block, x) -> the modules by path, or None
     recompute: bool
+    traceable: bool = True  # into a graph: for every dtype and device
 
     @property
     def fused(self) -> Iterator[Step]:
@@ -133,6 +135,15 @@ class Plan:
     def run(self, modules: Modules, x: Tensor) -> Tensor:
         for step in self.steps:
             x = step.run(modules, x)
+        return x
+
+    def trace(self, modules: Modules, x: Proxy) -> Proxy:
+        """The same into a graph of torch.fx, which is run in either mode."""
+        for step in self.steps:
+            traced = replace(step, second="", between=())
+            x = traced.run(modules, x)
+            for path in (*step.between, *((step.second,) if step.second else ())):
+                x = modules[path](x)
         return x
 
     def why_not(self, block: nn.Module, x: Tensor) -> str:
@@ -344,7 +355,9 @@ def make_plan(block: nn.Module, method: str, recordings: list[Recording], recomp
     by_device = any(recording.asks_device for recording in recordings)
     roles = _roles(steps)
     holds = make_guard(block, method, roles, reads.values(), modes, like, by_dtype, by_device)
-    return Plan(method, argument_of(block, method), steps, tuple(roles.items()), holds, recompute)
+    kinds = {linear_kind(block.get_submodule(path)) for path, role in roles.items() if role == "linear"}
+    traceable = not (by_dtype or by_device) and "conv1d" not in kinds  # whose weight is transposed, no parameter
+    return Plan(method, argument_of(block, method), steps, tuple(roles.items()), holds, recompute, traceable)
 
 
 def plan_of_activation(module: nn.Module, found: Found) -> Plan:

@@ -13,7 +13,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+from torch.fx import Proxy
 
 from .plan import Plan
 
@@ -89,7 +91,19 @@ class Installed(_OfOwner):
             modules = plan.holds(owner, x)
             if modules is not None:
                 return plan.run(modules, x)
+            if isinstance(x, Proxy):
+                return self.trace(owner, plan, x, getattr(type(owner), self.name))
         return getattr(type(owner), self.name)(owner, *args, **kwargs)
+
+    def trace(self, owner: nn.Module, plan: Plan, x: Proxy, original: Callable[..., Any]) -> Any:
+        """Under torch.fx: the fused operations, so that the graph computes what the model does."""
+        parameter = next(owner.parameters(), torch.empty(0))
+        modules = plan.holds(owner, parameter.new_empty(0)) if plan.traceable else None
+        if modules is None:
+            return original(owner, x)
+        if hasattr(x.tracer, "node_to_qualname"):
+            original(owner, x)  # a feature extractor looks for these nodes, and removes those that it does not need
+        return plan.trace(modules, x)
 
     def make_again(self, owner: nn.Module) -> None:
         """The plan, in the process that has unpickled the block: its code may be another here."""
