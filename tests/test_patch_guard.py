@@ -672,6 +672,7 @@ def test_gradients_versions_and_storages_stay():
 
 def alive() -> int:
     gc.collect()
+    gc.collect()
     return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
 
@@ -691,7 +692,7 @@ def test_nothing_stays_after_patch(act, verify):
     before = alive()
     patch(model, verify=verify)
     unpatch(model)
-    assert alive() == before
+    assert alive() <= before  # less, where the garbage of another test went
 
 
 def test_a_patched_model_is_freed_with_its_last_reference():
