@@ -37,6 +37,11 @@ def _backward(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
     return fake
 
 
+def _again(op: Operation) -> Callable[..., Tensor]:
+    forward = _forward(op)
+    return lambda grad_out, *args: forward(*args)
+
+
 def _after_sharding_rules(fake: Callable[..., Any]) -> Callable[..., Any]:
     """DTensor asks for the fake result of an operator before it looks for its sharding rule: time to register that."""
 
@@ -53,3 +58,4 @@ def register() -> None:
     for op in OPERATIONS.values():
         torch.library.register_fake(f"gelu_ext::{op.name}", _after_sharding_rules(_forward(op)))
         torch.library.register_fake(f"gelu_ext::{op.name}_backward", _after_sharding_rules(_backward(op)))
+        torch.library.register_fake(f"gelu_ext::{op.name}_again", _after_sharding_rules(_again(op)))

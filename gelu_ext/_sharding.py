@@ -64,11 +64,23 @@ def _backward(op: Operation) -> Callable[..., list[_Rule]]:
     return rule
 
 
+def _again(op: Operation) -> Callable[..., list[_Rule]]:
+    """As the forward; grad_out is not read, and may lie as it does."""
+    forward = _forward(op)
+
+    def rule(grad_out: Any, *args: Any) -> list[_Rule]:
+        anywhere = [Replicate(), *map(Shard, range(grad_out.ndim))]
+        return [(out, [p, *places]) for out, places in forward(*args) for p in anywhere]
+
+    return rule
+
+
 def _register() -> None:
     propagator = DTensor._op_dispatcher.sharding_propagator
     for op in OPERATIONS.values():
-        for name, rule in ((op.name, _forward(op)), (f"{op.name}_backward", _backward(op))):
-            operator = getattr(torch.ops.gelu_ext, name).default
+        rules = {"": _forward(op), "_backward": _backward(op), "_again": _again(op)}
+        for suffix, rule in rules.items():
+            operator = getattr(torch.ops.gelu_ext, op.name + suffix).default
             register_sharding(operator)(rule)
             # DTensor remembers results by tensors and by the arguments from here on: what is needed matters.
             first_name = next(i for i, arg in enumerate(operator._schema.arguments) if str(arg.type) == "str")

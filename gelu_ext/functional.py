@@ -367,6 +367,18 @@ def _backward_operator(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
     return kernel
 
 
+def _again(op: Operation) -> tuple[str, Callable[..., Tensor]]:
+    """(schema, kernel) of the activation of what an MLP's node has saved, for the backward in compiled graphs.
+
+    There it must not be recognised as the forward's: the compiler would make one of the two, and keep its result. It
+    depends on grad_out, which it does not read, so that it cannot run before the backward.
+    """
+    arguments = [f"Tensor {name}" for name in op.matrices] + [f"Tensor? {name}" for name in op.vectors]
+    arguments += [f"str {name}" for name in op.names]
+    schema = f"{op.name}_again(Tensor grad_out, {', '.join(arguments)}) -> Tensor"
+    return schema, lambda grad_out, *args: getattr(_native, f"{op.name}_forward")(*args)
+
+
 # The operators of the first release, for graphs that were exported with it.
 _GELU_OPERATORS: dict[str, Callable[..., Tensor]] = {
     "bias_gelu(Tensor x, Tensor? bias, str approximate) -> Tensor": lambda x, bias, approximate: _ops.bias_act(
@@ -391,6 +403,8 @@ def _register_operators() -> None:
         library.impl(op.name, functools.partial(_WRITTEN_OUT[op.name][1], op.name), "Autograd")
         library.impl(op.name, op.composite, "FuncTorchBatched")
         library.impl(f"{op.name}_backward", _backward_operator(op), "Autograd")
+        schema, kernel = _again(op)
+        library.impl(library.define(schema), kernel, "CompositeExplicitAutograd")
         # torch's ONNX exporter decomposes by the first table. Fake tensors would take it for shapes as well, instead of
         # what _fake.py says, but not where the operator is in the second.
         decomposition_table[getattr(_ops, op.name).default] = op.eager

@@ -59,23 +59,6 @@ def _activate_backward(
     return getattr(home, f"{op}_backward")(grad_hidden, *tensors, *names, needs)
 
 
-# Not in the namespace of the native operators: their presence says that a native module is loaded.
-@torch.library.custom_op("gelu_ext_python::activate_again", mutates_args=())
-def _activate_again(grad_out: Tensor, tensors: list[Tensor | None], op: str, names: str) -> Tensor:
-    """The activation of saved pre-activations, as an operator of its own for compiled graphs.
-
-    There the backward's activation must not be recognised as the forward's: the compiler would make one of the two, and
-    keep its result. It depends on grad_out, which it does not read, so that it cannot run before the backward.
-    """
-    return getattr(_native, f"{op}_forward")(*tensors, *names.split())
-
-
-@_activate_again.register_fake
-def _(grad_out: Tensor, tensors: list[Tensor | None], op: str, names: str) -> Tensor:
-    pre = tensors[0]
-    return pre.new_empty((*pre.shape[:-1], pre.shape[-1] // OPERATIONS[op].halves))
-
-
 def _wanted(ctx: Any) -> list[bool]:
     """Of the tensors x, w2, b2 and the branches': whose gradient this very backward is to compute.
 
@@ -148,7 +131,7 @@ class _Mlp(Function):
         spare = None  # memory of the node's own, as large as grad_hidden
         if needs_w2:
             if hidden is None and _is_compiling():
-                hidden = _activate_again(grad_out, [*pre, *biases], op, " ".join(names))
+                hidden = getattr(_ops, f"{op}_again")(grad_out, *pre, *biases, *names)
             elif hidden is None:
                 hidden = spare = _activate(op, pre + biases, names)
             grad_w2 = _weight_gradient(grad_out, hidden)
