@@ -267,6 +267,29 @@ def check_double_backward_of_dtensors(mesh) -> None:
         assert_close(full(b), a)
 
 
+def check_mlps_of_dtensors_compiled_and_not(mesh) -> None:
+    """Compiled with recompute, the backward holds an operator of its own."""
+    x = randn((4, 8), F64)
+    for kind in (gelu_ext.MLP, gelu_ext.GEGLUMLP):
+        for recompute in (True, False):
+            torch.manual_seed(0)
+            module = kind(8, 16, recompute=recompute, dtype=F64)
+            expected = module(x)
+            grads = torch.autograd.grad(expected.square().sum(), list(module.parameters()))
+            place = Shard(0) if kind is gelu_ext.MLP else Replicate()
+            for child in module.children():
+                for name, p in list(child.named_parameters()):
+                    child.register_parameter(name, nn.Parameter(distribute_tensor(p.detach(), mesh, [place])))
+            rows = distribute_tensor(x, mesh, [Shard(0)])
+            for call in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
+                torch._dynamo.reset()
+                out = call(rows)
+                assert_close(full(out), expected)
+                found = torch.autograd.grad(out.full_tensor().square().sum(), list(module.parameters()))
+                for a, b in zip(found, grads, strict=True):
+                    assert_close(full(a), b)
+
+
 def check_a_plain_tensor_beside_a_dtensor_is_an_error(mesh) -> None:
     x = distribute_tensor(randn((4, 8), F64), mesh, [Shard(0)])
     with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import enum
+import functools
 import gc
 import io
+import math
 import os
 import pickle
 import random
@@ -196,19 +198,59 @@ def test_a_setting_of_an_activation_or_a_helper_is_obeyed(name):
         torch.testing.assert_close(ours(x), eager(x))
 
 
-def test_settings_that_stay_cost_no_fusion(calls):
+def graph_of(model, x) -> list[str]:
+    """The operations that torch.compile sees."""
+    names: list[str] = []
+    torch._dynamo.reset()
+
+    def backend(graph, inputs):
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    with torch.no_grad():
+        torch.compile(model, backend=backend, fullgraph=True)(x)
+    return names
+
+
+KEPT_WHOLE = ["self.own", "self._private", "self.of_class", "self.config.double", "self.listed[0]", "FLAGS['double']"]
+KEPT_WHOLE += ["SETTINGS.inner.factor > 1", "self.mode is Mode.DOUBLE", "is_doubled()", "self.act.double"]
+KEPT_WHOLE += ["x.dtype == torch.float64", "self.fc.training and not self.training", "self.by_property"]
+
+
+@pytest.mark.parametrize("expression", KEPT_WHOLE)
+def test_settings_that_stay_cost_no_fusion_compiled_or_not(expression, calls):
     """What is only compared must not keep a block from being fused whole."""
-    for expression in (
-        "self.own",
-        "self.config.double",
-        "self.listed[0]",
-        "FLAGS['double']",
-        "SETTINGS.inner.factor > 1",
-    ):
-        model = reader(expression)[0]()
-        report = patch(model)
-        assert [row.bias for row in report.fused] == ["fused"], report
-        assert is_fused(model, calls)
+    model = reader(expression)[0]()
+    report = patch(model)
+    assert [row.bias for row in report.fused] == ["fused"], report
+    assert is_fused(model, calls)
+    assert any("gelu_ext" in name for name in graph_of(model, torch.randn(3, C)))
+
+
+class KeepsFunction(nn.Module):
+    """As Hugging Face's activations keep theirs: a function of torch, a partial of one, a method of their own."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.act = {"torch's": F.gelu, "partial": functools.partial(F.gelu, approximate="tanh")}.get(kind, self.own)
+
+    def own(self, x):
+        return x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
+
+    def forward(self, x):
+        return self.act(x)
+
+
+@pytest.mark.parametrize("kind", ["torch's", "partial", "own"])
+def test_a_function_that_an_activation_keeps(kind, calls):
+    model = Block(KeepsFunction(kind))
+    assert [row.bias for row in patch(model).fused] == ["fused"]
+    assert is_fused(model, calls)
+    x = torch.randn(3, C)
+    assert any("gelu_ext" in name for name in graph_of(model, x))
+    for other in (torch.relu, functools.partial(F.gelu, approximate="none" if kind == "partial" else "tanh")):
+        model.act.act = other
+        torch.testing.assert_close(model(x), unpatch(copy.deepcopy(model))(x), rtol=0, atol=0)
 
 
 # --- what a forward does beside computing -----------------------------------------------------------------------------

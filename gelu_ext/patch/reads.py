@@ -254,7 +254,7 @@ class Reader:
             raise NotGuarded("makes a function")
         for read in list(self.reads.values()):
             called = read.value
-            if isinstance(called, (types.FunctionType, functools.partial)) and not is_torchs(called):
+            if isinstance(called, types.FunctionType) and not is_torchs(called):
                 yield called
             if isinstance(called, types.FunctionType) and read.names[-1:] == ("__func__",) and not is_torchs(called):
                 yield types.MethodType(called, module) if module is not None else called
@@ -333,6 +333,10 @@ class Reader:
             return
         if is_plain(value):
             self._add(Read(base, taken, copy.deepcopy(value), same_object=False))
+            return
+        if isinstance(value, functools.partial):  # by its parts: torch.compile takes no partial for another
+            for name in ("func", "args", "keywords"):
+                self._end(base, (*taken, name), getattr(value, name))
             return
         if isinstance(value, types.MethodType):
             is_read = isinstance(value.__func__, types.FunctionType) and not is_torchs(value.__func__)
