@@ -34,6 +34,8 @@ struct Operation {
   BackwardFunction* backward;
   Check* check;
 };
+template <class F, class B, class C>  // C++17 does not find this by itself
+Operation(const char*, const char*, F*, B*, C*) -> Operation<F, B, C>;
 
 // One implementation for both devices; a build without CUDA says so in a sentence.
 constexpr std::tuple kOperations{
