@@ -1,4 +1,6 @@
-"""The activations, one row each: the table that the composites, the modules, patch(), the benchmarks and the docs read.
+"""The activations, one row each: the table that functions, composites, patch(), the benchmarks and the docs read.
+
+The modules, the MLPs and patch() serve the rows that are forms of GELU.
 
 The kernels' own list is in csrc/activations.h; a test compares the two by name. To add a row, see CONTRIBUTING.md.
 """
@@ -27,7 +29,10 @@ class Activation:
 
 
 def _saturating(formula: Function, limit32: float, limit64: float) -> Function:
-    """``formula`` where |z| is below the limit for z's dtype; beyond, z or zero, which it is there to every bit."""
+    """``formula`` where |z| is below the limit for z's dtype; beyond, z or zero, which it is there to every bit.
+
+    The limits are where the tail has vanished: for z sigmoid(k z) 112.5 / k and 749 / k, or more.
+    """
 
     def composite(z: Tensor) -> Tensor:
         limit = limit64 if z.dtype == torch.float64 else limit32

@@ -167,7 +167,8 @@ def bias_act(x: Tensor, bias: Tensor | None = None, *, activation: str) -> Tenso
 
     Returns:
         A new contiguous tensor of x's shape and dtype. Gradients of x and bias come from one pass over the data; the
-        sum for the bias runs in float32 (float64) in a fixed order and has the bias's dtype.
+        sum for the bias runs in float32 (float64) in a fixed order and has the bias's dtype. The backward needs x as it
+        was (torch says so if x has been written to: a copy would cost what is saved here), of the bias it has a copy.
 
     Raises:
         ValueError: unknown ``activation``, or a bias whose shape is not ``[C]``.
@@ -251,7 +252,8 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none
 
     Returns:
         A new contiguous tensor of x's shape and dtype. Gradients of x and bias come from one pass over the data; the
-        sum for the bias runs in float32 (float64) in a fixed order and has the bias's dtype.
+        sum for the bias runs in float32 (float64) in a fixed order and has the bias's dtype. The backward needs x as it
+        was (torch says so if x has been written to: a copy would cost what is saved here), of the bias it has a copy.
 
     Raises:
         ValueError: unknown ``approximate``, or a bias whose shape is not ``[C]``.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import ACTIVATIONS, every_activation, every_dtype, every_form, leaf, randn, same_bits
+from reference import ACTIVATIONS, every_activation, every_dtype, every_form, leaf, randn, same_bits, value
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jvp, vmap
 
 import gelu_ext
-from gelu_ext._activations import GELUS
+from gelu_ext._activations import GELUS, OTHERS
 from gelu_ext._operations import OPERATIONS
 
 
@@ -130,6 +130,26 @@ def test_torchs_own_spelling_is_the_same_function(activation):
     x = randn((1000,), torch.float64)
     torch.testing.assert_close(row.eager(x), row.composite(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(row.composite(x), gelu_ext.bias_act(x, activation=activation), rtol=1e-12, atol=1e-14)
+
+
+@every_activation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_composite_is_right_down_to_where_the_tail_vanishes(activation, dtype):
+    """Its limits are where the tail has vanished: smaller ones would cut it off."""
+    x = torch.linspace(-800, 20, 8201, dtype=dtype)
+    truth = value(activation, x.double())
+    smallest = 1000 * torch.finfo(dtype).tiny  # a gate underflows while the product does not yet
+    is_normal = truth.abs() > smallest
+    found = gelu_ext.activations()[activation].composite(x).double()
+    assert is_normal.sum() > 300
+    relative = 1e-4 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(found[is_normal], truth[is_normal], rtol=relative, atol=0)
+    assert (found[~is_normal].abs() <= smallest).all()
+
+
+def test_no_two_activations_have_one_label():
+    labels = [row.label for row in gelu_ext.activations().values()] + list(OTHERS)
+    assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize("op", ["bias_gelu", "geglu", "gelu_mul"])

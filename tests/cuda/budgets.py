@@ -1,13 +1,14 @@
 """Proves from machine code, without a GPU, that the CUDA kernels keep within their instruction budgets.
 
-    python tests/cuda/budgets.py [--check]
+    python tests/cuda/budgets.py [--check | --add]
 
 Compiles csrc/cuda/ for sm_80, sm_90 and sm_100, disassembles it and counts, in the main loop of every kernel that loads
 16 bytes at a time: instructions and special-function operations (MUFU) per element, 128-bit loads and stores, and how
 many loads are issued before the first is used. Fails if a kernel exceeds its limit in budgets.json, uses local memory,
 calls a function, has a double-precision instruction without being for float64, loads fewer than 32 KB at a time on a
 multiprocessor, or has an opcode that this script does not know. Writes bench/results/cuda_budgets.md; with --check it
-compares with that file instead. Shares of bandwidth are predictions of a simple model: no GPU ran.
+compares with that file instead, with --add it writes limits for the kernels that have none. Shares of bandwidth are
+predictions of a simple model: no GPU ran.
 
 Needs nvcc (see compile.py) and nvdisasm: in the folder NVDISASM names, in PATH, in the toolkit or in an installed
 triton package. Exits with 2 if either is missing.
