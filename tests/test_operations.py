@@ -141,7 +141,7 @@ def test_the_composite_is_right_down_to_where_the_tail_vanishes(activation, dtyp
     smallest = 1000 * torch.finfo(dtype).tiny  # a gate underflows while the product does not yet
     is_normal = truth.abs() > smallest
     found = gelu_ext.activations()[activation].composite(x).double()
-    assert is_normal.sum() > 300
+    assert is_normal.sum() > 250
     relative = 1e-4 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(found[is_normal], truth[is_normal], rtol=relative, atol=0)
     assert (found[~is_normal].abs() <= smallest).all()
