@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-functorch_depth = torch._C._functorch.get_dynamic_layer_stack_depth  # of grad, vmap, jvp; torch.compile knows it too
+functorch_depth = torch._C._functorch.get_dynamic_layer_stack_depth  # of grad, vmap, jvp
 _tracing_state = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
 # A class whose __torch_function__ is one of these leaves functions as they are.
@@ -19,6 +19,10 @@ _NO_OVERRIDE = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_fun
 def in_transform() -> bool:
     """Under a functorch transform (grad, vmap, jvp) or forward-mode differentiation."""
     return functorch_depth() > 0 or forward_ad._current_level >= 0
+
+
+# torch.compile asks while it traces, with the transforms of what it traces entered, and guards on them itself.
+in_transform._dynamo_marked_constant = True
 
 
 def is_tracing() -> bool:
@@ -33,6 +37,8 @@ def overrides(t: Any) -> bool:
 
 
 def autocasts(device: str) -> bool:
+    if _is_compiling():  # which does not know the first question
+        return torch.is_autocast_enabled(device)
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 

@@ -375,9 +375,8 @@ def _again(op: Operation) -> tuple[str, Callable[..., Tensor]]:
     There it must not be recognised as the forward's: the compiler would make one of the two, and keep its result. It
     depends on grad_out, which it does not read, so that it cannot run before the backward.
     """
-    arguments = [f"Tensor {name}" for name in op.matrices] + [f"Tensor? {name}" for name in op.vectors]
-    arguments += [f"str {name}" for name in op.names]
-    schema = f"{op.name}_again(Tensor grad_out, {', '.join(arguments)}) -> Tensor"
+    forward = str(getattr(_ops, op.name).default._schema)  # gelu_ext::<name>(<arguments>) -> Tensor
+    schema = f"{op.name}_again(Tensor grad_out, {forward.split('(', 1)[1]}"
     return schema, lambda grad_out, *args: getattr(_native, f"{op.name}_forward")(*args)
 
 

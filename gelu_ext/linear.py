@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules import module as _module
 
 from ._surroundings import overrides
 
-_FORWARD = nn.Linear.forward
+_FORWARD, _LINEAR = nn.Linear.forward, F.linear
+_CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
 # The dictionaries that register_module_forward_hook() and the like fill, for every module there is.
 _GLOBAL_HOOKS = tuple(
     hooks
@@ -28,7 +32,12 @@ def has_hooks(module: nn.Module) -> bool:
 
 def any_global_hooks() -> bool:
     """Whether someone watches the calls of all modules."""
-    return any(_GLOBAL_HOOKS)
+    return any(_GLOBAL_HOOKS) or nn.Module._call_impl is not _CALL_IMPL
+
+
+def is_called_oddly(module: nn.Module) -> bool:
+    """Whether its class, or all classes, have another ``__call__`` than torch's. (torch's tracers put theirs there.)"""
+    return type(module).__call__ is not _CALL and not (torch.compiler.is_compiling() or is_fx_symbolic_tracing())
 
 
 def is_plain_linear(module: Any) -> bool:
@@ -37,9 +46,12 @@ def is_plain_linear(module: Any) -> bool:
     return (
         type(module) is nn.Linear
         and nn.Linear.forward is _FORWARD
+        and F.linear is _LINEAR
         and "forward" not in module.__dict__
         and not has_hooks(module)
+        and not is_called_oddly(module)
         and not overrides(module.weight)
+        and not overrides(module.bias)
     )
 
 

@@ -170,6 +170,11 @@ COMPOSITE = """def toy(a: Tensor, b: Tensor, c: Tensor, scale: Tensor, activatio
 
 
 """
+EAGER = """def toy(a: Tensor, b: Tensor, c: Tensor, scale: Tensor, activation: str, factor: float) -> Tensor:
+    return ACTIVATIONS[activation].eager(a) * (b + factor * c) * scale
+
+
+"""
 FUNCTION = '''def toy(
     a: Tensor, b: Tensor, c: Tensor, scale: Tensor, *, activation: str, factor: float = 0.5
 ) -> Tensor:
@@ -240,7 +245,9 @@ def test_an_operation(tmp_path):
         "              toy_backward, check_toy},\n",
     )
     copy.insert("gelu_ext/_composite.py", "def vjp(", COMPOSITE)
-    row = 'TOY = Operation("toy", "", "", ("a", "b", "c"), ("scale",), ("activation", "factor"), _composite.toy)\n'
+    copy.insert("gelu_ext/_eager.py", "def act_mul(", EAGER)
+    row = 'TOY = Operation("toy", "", "", ("a", "b", "c"), ("scale",), ("activation", "factor"), '
+    row += "_composite.toy, _eager.toy)\n"
     copy.insert("gelu_ext/_operations.py", "OPERATIONS: dict", row)
     copy.insert("gelu_ext/_operations.py", ")}", ", TOY")
     copy.insert("gelu_ext/functional.py", "def elementwise(", FUNCTION)

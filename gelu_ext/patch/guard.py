@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._surroundings import overrides
-from ..linear import any_global_hooks, has_hooks, is_plain_linear
-from .reads import Read, is_plain
+from ..linear import any_global_hooks, has_hooks, is_called_oddly, is_plain_linear
+from .reads import Read, Scope, is_plain
 
 Modules = dict[str, nn.Module]  # by path in the block
 Holds = Callable[[nn.Module, Tensor], "Modules | None"]
@@ -35,7 +36,7 @@ def is_conv1d(module: Any) -> bool:
 
 def is_unwatched(module: nn.Module) -> bool:
     """Whether a call of the module is a call of its class's forward."""
-    return not (has_hooks(module) or "forward" in module.__dict__)
+    return not (has_hooks(module) or "forward" in module.__dict__ or is_called_oddly(module))
 
 
 def dtype_of(linear: nn.Module) -> torch.dtype:
@@ -45,7 +46,10 @@ def dtype_of(linear: nn.Module) -> torch.dtype:
 
 
 def is_dense(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.layout is torch.strided and not (x.is_nested or x.is_quantized)
+    """What kernels take, of a class that leaves functions to torch."""
+    if not (isinstance(x, Tensor) and x.is_floating_point() and x.layout is torch.strided):
+        return False
+    return not (x.is_nested or x.is_quantized or overrides(x))
 
 
 def make_guard(
@@ -64,7 +68,7 @@ def make_guard(
     """
     names = {"": "block"}
     home: dict[str, Any] = {"any_global_hooks": any_global_hooks, "is_dense": is_dense, "linear_kind": linear_kind}
-    home |= {"is_unwatched": is_unwatched, "dtype_of": dtype_of, "torch": torch}
+    home |= {"is_unwatched": is_unwatched, "dtype_of": dtype_of, "torch": torch, "F": F}
     lines = []
 
     def constant(value: Any) -> str:
@@ -77,6 +81,7 @@ def make_guard(
             above = name_of(parent)
             names[path] = f"m{len(names)}"
             lines.append(f"{names[path]} = {above}._modules[{last!r}]")
+            lines.append(f"if {names[path]} is None: return None")
         return names[path]
 
     def require(condition: str) -> None:
@@ -92,6 +97,8 @@ def make_guard(
             lines_of_linears.append(name)
         elif role == "bypassed":
             require(f"is_unwatched({name}) and type({name}).forward is {constant(type(module).forward)}")
+            if isinstance(module, nn.Dropout):
+                require(f"F.dropout is {constant(F.dropout)}")
     for path in ["", *(path for path, role in roles.items() if role == "bypassed")]:
         module = block.get_submodule(path)
         if module._modules:
@@ -104,8 +111,20 @@ def make_guard(
         require(f"{name_of(path)}.training is block.training")
     for read in reads:
         base = name_of(read.base) if isinstance(read.base, str) else constant(read.base)
-        relation = "is" if read.same_object else "=="
-        require(f"{'.'.join([base, *read.names])} {relation} {constant(read.value)}")
+        loaded = ".".join([base, *read.names])
+        if read.relation == "tensor":
+            require(f"isinstance({loaded}, torch.Tensor)")
+        elif read.relation == "module":
+            names_in = constant(list(block.get_submodule(read.base)._modules))
+            require(f"type({loaded}) is {constant(read.value)} and list({loaded}._modules) == {names_in}")
+            if isinstance(block.get_submodule(read.base), nn.ParameterDict):
+                require(f"list({loaded}) == {constant(list(block.get_submodule(read.base)))}")
+        elif read.relation == "is" or read.value is None or isinstance(read.value, bool):
+            require(f"{loaded} is {constant(read.value)}")
+        elif isinstance(read.value, dict):  # in their order
+            require(f"type(v := {loaded}) is dict and list(v.items()) == {constant(list(read.value.items()))}")
+        else:  # of the type as well: a number may become a tensor
+            require(f"type(v := {loaded}) is {constant(type(read.value))} and v == {constant(read.value)}")
     if by_dtype:
         require(f"x.dtype == {constant(like.dtype)} and not torch.is_autocast_enabled(x.device.type)")
         for name in lines_of_linears:
@@ -114,12 +133,16 @@ def make_guard(
         require(f"x.device.type == {like.device.type!r}")
     found = ", ".join(f"{path!r}: {name}" for path, name in names.items())
     body = "\n".join(f"        {line}" for line in [*lines, f"return {{{found}}}"])
-    source = f"def holds(block, x):\n    try:\n{body}\n    except (AttributeError, KeyError):\n        return None\n"
-    constants = tuple(repr(value) if is_plain(value) else id(value) for value in home.values())
+    source = f"def holds(block, x):\n    try:\n{body}\n    except Exception:\n        return None\n"
+    constants = tuple(map(_identity, home.values()))
     if (source, constants) not in _MADE:
         exec(compile(source, "<the guard of a plan>", "exec"), home)
         _MADE[source, constants] = home["holds"]
     return _MADE[source, constants]
+
+
+def _identity(value: Any) -> Any:
+    return repr(value) if is_plain(value) else id(vars(value)) if isinstance(value, Scope) else id(value)
 
 
 # Equal plans have one guard: a compiler takes another for other code. (It keeps alive what the ids in the key are of.)

@@ -48,7 +48,7 @@ class Read(NamedTuple):
     base: Any
     names: tuple[str, ...]
     value: Any
-    same_object: bool  # compare by identity
+    relation: str  # "is", "==", or what it must be an instance of: "tensor", "module"
 
     @property
     def key(self) -> tuple[Any, tuple[str, ...]]:
@@ -82,6 +82,8 @@ _WRITES = {
     "SETUP_ASYNC_WITH": "opens a context",
     "IMPORT_NAME": "imports a module",
     "LOAD_BUILD_CLASS": "makes a class",
+    "MATCH_CLASS": "matches patterns",
+    "MATCH_KEYS": "matches patterns",
 }
 _LOCAL = ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW")
 _PAIRS = ("LOAD_FAST_LOAD_FAST", "LOAD_FAST_BORROW_LOAD_FAST_BORROW")
@@ -121,6 +123,8 @@ def _loads(code: types.CodeType) -> dict[int, tuple[Load, ...]]:
             found = [Load("result", "", (value,))]
         elif op in _WRITES:
             found = [Load(_WRITES[op], "", ())]
+        elif op.startswith("INPLACE_") or (op == "BINARY_OP" and instruction.argrepr.endswith("=")):
+            found = [Load("in place", "", ())]
         elif op == "STORE_DEREF" and value in code.co_freevars:
             found = [Load("writes to a variable of an outer function", "", ())]
         else:
@@ -130,13 +134,14 @@ def _loads(code: types.CodeType) -> dict[int, tuple[Load, ...]]:
     return {at: tuple(found) for at, found in loads.items()}
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), enum.Enum, torch.Size)
-_PLAIN += (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = {bool, int, float, complex, str, bytes, type(None), type(...), torch.Size}
+_PLAIN |= {torch.dtype, torch.device, torch.layout, torch.memory_format}
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _ASKS_ONLY = {"get", "items", "keys", "values", "index", "count", "copy"}  # the methods of containers that may run
 _PURE = "abs all any bool callable dict enumerate float frozenset int isinstance issubclass iter len list max min next"
-_PURE += " range repr reversed set slice sorted str sum super tuple type zip"
+_PURE += " range repr reversed set slice sorted str sum super tuple zip"
 _BUILTINS = {getattr(builtins, name) for name in _PURE.split()}
+_ARITHMETIC = {operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.getitem}
 _HARMLESS = {torch.jit.is_scripting, torch.jit.annotate, torch.finfo, torch.overrides.has_torch_function}
 # What a function may ask of a tensor without using its numbers, and take another way because of it.
 METADATA = {"shape", "ndim", "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "dtype"}
@@ -145,7 +150,7 @@ METADATA |= {"is_nested", "is_quantized", "is_sparse", "is_floating_point", "is_
 
 
 _OURS = {functional.elementwise}
-_OURS |= {getattr(functional, name) for op in OPERATIONS.values() for name in (op.name, op.gelu)}
+_OURS |= {getattr(functional, name) for op in OPERATIONS.values() for name in (op.name, op.gelu) if name}
 
 
 @functools.cache
@@ -164,8 +169,8 @@ def is_torchs(function: Any) -> bool:
 def is_plain(value: Any) -> bool:
     if isinstance(value, _CONTAINERS):
         parts: Iterable[Any] = [*value, *value.values()] if isinstance(value, dict) else value
-        return len(value) <= 64 and all(map(is_plain, parts))
-    return isinstance(value, _PLAIN)
+        return type(value) in _CONTAINERS and len(value) <= 64 and all(map(is_plain, parts))
+    return type(value) in _PLAIN or isinstance(value, enum.Enum)
 
 
 class Reader:
@@ -180,6 +185,7 @@ class Reader:
         self.outside: dict[int, nn.Module] = {}  # modules that are no part of it
         self.whole = False  # nothing has run, so what is called is read here or not at all
         self.modes: set[str] = set()  # the modules, other than the block, whose training flag was asked for
+        self.containers = 0  # how many were read
         modules = list(root.modules()) if root is not None else []
         # Methods of the block's own classes: where one is called, its code is read as well.
         self.methods = {
@@ -203,8 +209,28 @@ class Reader:
             self._global(load, scope)
         elif load.kind == "result":
             self._result(load)
-        else:
+        elif load.kind != "in place":
             raise NotGuarded(load.kind)
+        elif self.containers:
+            raise NotGuarded("changes something in place, and reads containers")
+
+    def frame(self, code: types.CodeType, local: Callable[[str], Any]) -> None:
+        """A function that begins to run: where it is a method of a module, it must stay that."""
+        first = local(code.co_varnames[0]) if code.co_argcount else None
+        if id(first) not in self.paths:
+            return
+        for cls in type(first).__mro__:
+            for name, member in vars(cls).items():
+                function = member.fget if isinstance(member, property) else member
+                if getattr(function, "__code__", None) is not code:
+                    continue
+                self._add(Read(cls, (name,), member, "is"))
+                for defaults in ("__defaults__", "__kwdefaults__"):
+                    value = getattr(function, defaults)
+                    if value is not None and isinstance(member, types.FunctionType):
+                        if not is_plain(value):
+                            raise NotGuarded("has a default argument that is no setting")
+                        self._end(cls, (name, defaults), value)
 
     def function(self, function: Any, module: nn.Module | None = None) -> None:
         """A whole function, before it runs, and those that it calls. Its first argument is ``module``, if given."""
@@ -248,8 +274,13 @@ class Reader:
                     self._follow(cells[load.name], ("cell_contents",), cells[load.name].cell_contents, load.attributes)
                 elif load.kind == "global":
                     self._global(load, function.__globals__)
-                else:
+                elif load.kind != "in place":
                     raise NotGuarded(load.kind)
+        if function.__defaults__ or function.__kwdefaults__:
+            if not is_plain([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]):
+                raise NotGuarded("has a default argument that is no setting")
+            for defaults in ("__defaults__", "__kwdefaults__"):
+                self._end(function, (defaults,), getattr(function, defaults))
         if any(isinstance(constant, types.CodeType) for constant in code.co_consts):
             raise NotGuarded("makes a function")
         for read in list(self.reads.values()):
@@ -268,19 +299,14 @@ class Reader:
         elif isinstance(value, _CONTAINERS):
             if load.attributes and load.attributes[0] not in _ASKS_ONLY:
                 raise NotGuarded(f"calls {load.name}.{load.attributes[0]}")
-        elif isinstance(value, nn.Module) or not load.attributes or isinstance(value, (Tensor, *_PLAIN)):
-            if isinstance(value, nn.Module) and load.attributes:
-                raise NotGuarded(f"reads {_text(load)} of a module outside of the block")
-        elif not callable(value):
+        elif load.attributes and not (isinstance(value, Tensor) or is_plain(value)):
             raise NotGuarded(f"reads {_text(load)} of a {type(value).__name__}")
 
     def _free(self, load: Load, code: types.CodeType, value: Any) -> None:
         path = self.paths.get(id(value))
         if path is not None:
             self._follow(path, (), self._real(path), load.attributes)
-        elif isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)) and not load.attributes:
-            self._callable((load.name,), value)  # what a decorator holds
-        else:
+        elif load.name != "__class__" or load.attributes:
             raise NotGuarded(f"reads {_text(load)}, a variable of an outer function")
 
     def _global(self, load: Load, scope: dict[str, Any]) -> None:
@@ -315,13 +341,19 @@ class Reader:
             elif isinstance(value, nn.Module) and id(value) not in self.outside:
                 raise NotGuarded(f"uses {_name(value)}, a module outside of the block")
             if isinstance(value, Tensor):
-                return
-            if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
+                break
+            if is_plain(value) and not isinstance(value, (enum.Enum, *_CONTAINERS)):
                 break
             if isinstance(value, _CONTAINERS):
                 if name not in _ASKS_ONLY:
                     raise NotGuarded(f"calls {'.'.join((*taken, name))}")
                 break
+            kind = getattr(type(value), name, None) if isinstance(value, nn.Module) else None
+            if isinstance(kind, (property, functools.cached_property)) and name not in vars(value):
+                # Its code has run on a copy, and has been read there.
+                if self.whole or name != names[-1] or not isinstance(kind, property):
+                    raise NotGuarded(f"reads {name}, a property")
+                return
             try:
                 value, taken = getattr(value, name), (*taken, name)
             except AttributeError:
@@ -329,10 +361,21 @@ class Reader:
         self._end(base, taken, value)
 
     def _end(self, base: Any, taken: tuple[str, ...], value: Any) -> None:
-        if isinstance(value, (Tensor, types.ModuleType)) or self._path(value) is not None:
+        if isinstance(value, types.ModuleType):
+            return
+        if isinstance(value, Tensor):
+            if self.whole:
+                raise NotGuarded(f"uses {'.'.join(taken)}, a tensor of its own")
+            self._add(Read(base, taken, None, "tensor"))
+            return
+        path = self._path(value)
+        if path is not None:
+            if path:
+                self._add(Read(path, (), type(value), "module"))
             return
         if is_plain(value):
-            self._add(Read(base, taken, copy.deepcopy(value), same_object=False))
+            self.containers += isinstance(value, _CONTAINERS) and not isinstance(value, (tuple, frozenset))
+            self._add(Read(base, taken, copy.deepcopy(value), "=="))
             return
         if isinstance(value, functools.partial):  # by its parts: torch.compile takes no partial for another
             for name in ("func", "args", "keywords"):
@@ -345,7 +388,7 @@ class Reader:
             taken, value = (*taken, "__func__"), value.__func__
         else:
             self._callable(taken, value)
-        self._add(Read(base, taken, value, same_object=True))
+        self._add(Read(base, taken, value, "is"))
 
     def _callable(self, taken: tuple[str, ...], value: Any) -> None:
         """A function that may run: it is recorded, or read as well, or changes nothing and asks for nothing."""
@@ -353,13 +396,15 @@ class Reader:
             known = value in _BUILTINS or value in _HARMLESS or value in _tensor_functions()
         except TypeError:
             known = False
-        if known or value in vars(math).values() or value in vars(operator).values():
+        if known or value in vars(math).values() or value in _ARITHMETIC:
             return
         if isinstance(value, functools.partial):
             return self._callable(taken, value.func)
         if isinstance(value, type):
-            ours = issubclass(value, (nn.Module, Tensor, BaseException, *_PLAIN[:8])) or is_torchs(value)
-            if ours or (isinstance(value.__init__, types.FunctionType) and not self.whole):
+            known = issubclass(value, (nn.Module, Tensor, BaseException)) or value in _PLAIN or is_torchs(value)
+            if hasattr(value, "__enter__"):
+                raise NotGuarded("opens a context")
+            if known or (isinstance(value.__init__, types.FunctionType) and not self.whole):
                 return
         elif isinstance(value, types.FunctionType) and not is_torchs(value):
             return
@@ -429,15 +474,23 @@ class Watch:
         if frame.f_code not in self.forwards and name in ("torch", "gelu_ext", "functools", "contextlib", "typing"):
             return None
         self.ran.add(frame.f_code)
+        self.read(frame, lambda local: self.reader.frame(frame.f_code, local))
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._opcode
 
     def _opcode(self, frame: types.FrameType, event: str, argument: Any) -> Any:
-        if event == "opcode" and not self.problem:
+        if event == "opcode":
             for load in _loads(frame.f_code).get(frame.f_lasti, ()):
-                try:
-                    self.reader.instruction(load, frame.f_code, frame.f_globals, lambda name: frame.f_locals.get(name))
-                except NotGuarded as why:
-                    self.problem = str(why)
-                    raise Stop from None  # before it rolls dice, writes or prints
+                self.read(
+                    frame, lambda local, load=load: self.reader.instruction(load, frame.f_code, frame.f_globals, local)
+                )
         return self._opcode
+
+    def read(self, frame: types.FrameType, reading: Callable[[Callable[[str], Any]], None]) -> None:
+        if self.problem:
+            return
+        try:
+            reading(frame.f_locals.get)
+        except NotGuarded as why:
+            self.problem = str(why)
+            raise Stop from None  # before it rolls dice, writes or prints
