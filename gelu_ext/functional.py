@@ -313,15 +313,19 @@ def gelu_mul(activated: Tensor, linear: Tensor, *, approximate: str = "none") ->
 
 def elementwise(x: Tensor, activation: str) -> Tensor:
     """``act(x)`` in x's own order of memory (channels_last, a transposed sequence), as F.gelu keeps it."""
-    # A size that depends on data is in no order that is known. (Eagerly torch's question costs more than the kernel.)
-    is_contiguous = is_contiguous_or_false if _is_compiling() else Tensor.is_contiguous
-    for there, back in _ORDERS.get(x.dim(), ()):
-        if not is_contiguous(x) and is_contiguous(x.permute(there)):
+    if _is_compiling():  # strides may be symbols, and a size that depends on data is in no order that is known
+        for there, back in _ORDERS.get(x.dim(), ()):
+            if not is_contiguous_or_false(x) and is_contiguous_or_false(x.permute(there)):
+                return bias_act(x.permute(there), activation=activation).permute(back)
+    elif type(x) is Tensor and x.layout is torch.strided and not (x.is_nested or x.is_contiguous()):
+        there = sorted(range(x.dim()), key=x.stride, reverse=True)
+        if x.permute(there).is_contiguous():
+            back = sorted(range(x.dim()), key=there.__getitem__)
             return bias_act(x.permute(there), activation=activation).permute(back)
     return bias_act(x, activation=activation)
 
 
-# Orders of memory that models use: channels last, a transposed sequence. (No sorting of strides: they may be symbols.)
+# Orders of memory that models use: channels last, a transposed sequence.
 _ORDERS = {
     2: (((1, 0), (1, 0)),),
     3: (((0, 2, 1), (0, 2, 1)), ((1, 0, 2), (1, 0, 2))),

@@ -438,6 +438,137 @@ def test_a_replaced_forward_of_a_child_is_obeyed():
         torch.testing.assert_close(ours(x), unpatch(ours)(x))
 
 
+SHARPNESS = 1.702
+
+
+def quick(x):
+    return x * torch.sigmoid(SHARPNESS * x)
+
+
+class Varied(Block):
+    """What is changed below stands in it: containers that are empty yet, tensors, functions, another module."""
+
+    def __init__(self):
+        super().__init__()
+        self.adapters, self.norm, self.mask, self.scale = nn.ModuleList(), nn.LayerNorm(C), None, 1.0
+        self.register_buffer("kept", torch.ones(1))
+
+    def forward(self, x):
+        y = self.norm(super().forward(x)) if self.norm is not None else super().forward(x)
+        for adapter in self.adapters:
+            y = y + adapter(y)
+        if isinstance(self.norm, nn.Identity) or self.kept is None or isinstance(self.scale, torch.Tensor):
+            y = 2 * y
+        return y
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.adapters.append(nn.Identity()),
+        lambda m: setattr(m, "norm", nn.Identity()),
+        lambda m: setattr(m, "norm", None),
+        lambda m: setattr(m, "kept", None),
+        lambda m: setattr(m, "scale", torch.ones(C)),
+        lambda m: setattr(m, "scale", nn.Parameter(torch.ones(()))),
+        lambda m: mock.patch.object(Block, "forward", lambda self, x: 3 * self.proj(self.fc(x).relu())),
+        lambda m: mock.patch.object(F, "linear", lambda x, w, b=None: x @ w.t() * 2),
+        lambda m: mock.patch.object(nn.Module, "_call_impl", lambda self, *args: 2 * self.forward(*args)),
+        lambda m: mock.patch.object(nn.GELU, "__call__", lambda self, x: x, create=True),
+    ],
+)
+def test_a_part_that_changes_its_kind_is_obeyed(change):
+    eager = Varied()
+    ours = patched_copy(eager)
+    x = torch.randn(3, C)
+    torch.testing.assert_close(ours(x), eager(x))
+    with contextlib.ExitStack() as stack:
+        for model in (eager, ours):
+            context = change(model)
+            if hasattr(context, "__enter__"):
+                stack.enter_context(context)
+        torch.testing.assert_close(ours(x), eager(x))
+
+
+def test_what_a_kept_function_reads_is_obeyed(monkeypatch):
+    eager = Block(quick)
+    ours = patched_copy(eager)
+    monkeypatch.setitem(globals(), "SHARPNESS", 3.0)
+    x = torch.randn(3, C)
+    torch.testing.assert_close(ours(x), eager(x))
+
+
+class WithTensor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.alpha = torch.tensor(1.702)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.alpha * x)
+
+
+class ForNumbers(nn.Module):
+    def forward(self, x):
+        return torch.nan_to_num(F.gelu(x))
+
+
+class Clamped(nn.Module):
+    def forward(self, x):
+        return F.gelu(x).clamp(-65504, 65504)
+
+
+@pytest.mark.parametrize("act", [WithTensor, ForNumbers, Clamped])
+def test_what_is_an_activation_for_some_numbers_only_is_none(act):
+    eager = Block(act())
+    ours = copy.deepcopy(eager)
+    patch(ours)
+    if isinstance(eager.act, WithTensor):
+        for model in (eager, ours):
+            model.act.alpha.fill_(3.0)
+    for x in (torch.randn(3, C), torch.full((1, C), float("inf")), torch.full((1, C), 1e9)):
+        torch.testing.assert_close(ours(x), eager(x), equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(3, C), (2, 3, C), (2, 3, 32, C)])
+@pytest.mark.parametrize("how", ["dim=2", "dim=-1", "slices", "last slices"])
+def test_halves_along_a_numbered_dimension(shape, how):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(C, 2 * H)
+
+        def forward(self, x):
+            h = self.fc(x)
+            if "dim" in how:
+                a, b = h.chunk(2, dim=2) if how == "dim=2" else h.chunk(2, dim=-1)
+            else:
+                a, b = (h[:, :, :H], h[:, :, H:]) if how == "slices" else (h[..., :H], h[..., H:])
+            return a * F.gelu(b)
+
+    eager = Gated()
+    ours = copy.deepcopy(eager)
+    patch(ours)
+    x = torch.randn(shape)
+    try:
+        wanted = eager(x)
+    except (IndexError, RuntimeError) as error:
+        with pytest.raises(type(error)):
+            ours(x)
+    else:
+        torch.testing.assert_close(ours(x), wanted)
+
+
+def test_an_activation_alone_keeps_any_order_of_memory():
+    act = nn.GELU()
+    patch(act)
+    x = torch.randn(2, 3, 4, 5)
+    import itertools
+
+    for order in itertools.permutations(range(4)):
+        y = x.permute(order)
+        assert act(y).stride() == F.gelu(y).stride()
+
+
 # --- methods that outlive the patch -----------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _native
 from .._activations import ACTIVATIONS
@@ -65,7 +66,7 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
     unpatch(model)
     try:
         # In whichever mode and on whichever default device the caller is.
-        with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        with _disable_current_modes(), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
             return _Patch(model, recompute, verify).run()
     except BaseException:  # out of memory, Ctrl-C
         _put_back(model, before)

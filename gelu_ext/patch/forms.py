@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .._activations import ACTIVATIONS, GELUS, OTHERS
 from .reads import NotGuarded, Read, Reader
@@ -24,7 +25,7 @@ _TOLERANCE = 1e-6
 
 def _probe() -> Tensor:
     """``[3, 4, 36]``: of three dimensions, so that what mixes one of them (softmax, a norm) cannot pass for a form."""
-    tails = torch.tensor([10.5, 15.0, 30.0, 100.0, 1e3, 1e4], dtype=torch.float64, device="cpu")
+    tails = torch.tensor([10.5, 15.0, 30.0, 100.0, 1e4, 1e30], dtype=torch.float64, device="cpu")
     bulk = torch.linspace(-9.5, 9.5, 420, dtype=torch.float64, device="cpu")
     return torch.cat([bulk, tails, -tails]).reshape(36, 12).t().reshape(3, 4, 36).contiguous()
 
@@ -41,6 +42,23 @@ def _values_and_slopes(function: Callable[[Tensor], Any], x: Tensor) -> tuple[Te
 def _same(found: tuple[Tensor, Tensor], function: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     truth = _values_and_slopes(function, x)
     return all(torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE) for a, b in zip(found, truth, strict=True))
+
+
+# What makes a function another one for other numbers than those of the probe.
+_BY_NUMBERS = {"__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy", "nan_to_num"}
+_BY_NUMBERS |= {"isnan", "isinf", "isfinite", "isposinf", "isneginf"}
+
+
+class _Asked(TorchFunctionMode):
+    """Notes which functions of torch run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
 
 
 class Found(NamedTuple):
@@ -68,16 +86,18 @@ def classify(activation: Any) -> Found:
         reader.function(code, activation if isinstance(activation, nn.Module) else None)
     except NotGuarded:
         return Found()
-    x = _probe()
+    x, asked = _probe(), _Asked()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), asked:
             found = _values_and_slopes(function, x)
     except Exception:  # not a function of one tensor
         return Found()
-    if found is None:
+    if found is None or asked.names & _BY_NUMBERS:
         return Found()
     label = next((label for label, function in _KNOWN.items() if _same(found, function, x)), None)
     served = next((name for name in GELUS.values() if ACTIVATIONS[name].label == label), None)
+    if served and reader.outside:  # a module that might get hooks, and stands nowhere
+        return Found()
     return Found(served, None if served else label, tuple(reader.reads.values()))
 
 

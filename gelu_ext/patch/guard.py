@@ -61,10 +61,12 @@ def make_guard(
     like: Tensor,
     by_dtype: bool,
     by_device: bool,
+    halves: Iterable[str] = (),
 ) -> Holds:
     """``roles`` are "called", "linear" or "bypassed", by path; ``modes`` the modules that must be in the block's mode.
 
-    With ``by_dtype``, ``by_device`` the plan holds for the dtype, the device of ``like`` only.
+    With ``by_dtype``, ``by_device`` the plan holds for the dtype, the device of ``like`` only. ``halves`` are the paths
+    of the Linears whose output is taken apart: at numbers that are its width's.
     """
     names = {"": "block"}
     home: dict[str, Any] = {"any_global_hooks": any_global_hooks, "is_dense": is_dense, "linear_kind": linear_kind}
@@ -107,6 +109,8 @@ def make_guard(
     if len(dtypes) == 1:  # some forwards cast between Linears of different dtypes, which no recording has seen
         for name in lines_of_linears[1:]:
             require(f"dtype_of({name}) == dtype_of({lines_of_linears[0]})")
+    for path in halves:
+        require(f"{name_of(path)}.weight.shape == {constant(block.get_submodule(path).weight.shape)}")
     for path in modes:
         require(f"{name_of(path)}.training is block.training")
     for read in reads:

@@ -182,6 +182,7 @@ class _Line:
                 self.consumers[value].append(event)
         self.seen = 0
         self.casts = False
+        self.reads: list[Read] = []  # of the activations
 
     def steps(self) -> Iterator[Step]:
         value = self.recording.source
@@ -297,9 +298,13 @@ class _Line:
         if not event.simple:
             return None
         if event.kind == "attribute":
-            return classify(event.call).activation
-        module = self.module(event)
-        return None if module._modules or is_linear_like(module) else classify(module).activation
+            found, path = classify(event.call), ""
+        else:
+            module, path = self.module(event), event.name
+            found = Found() if module._modules or is_linear_like(module) else classify(module)
+        if found.activation:
+            self.reads += [_below(path, read) for read in found.reads]
+        return found.activation
 
     def module(self, event: Event) -> nn.Module:
         """The real one: the event's is the recorder's, under observation."""
@@ -322,7 +327,7 @@ def _activation_path(event: Event) -> str:
 
 def _is_halves(event: Event, recording: Recording) -> bool:
     """The event's results are halves of the last dimension of its one input (or one of them is, by slicing)."""
-    if event.kind != "function" or len(event.inputs) != 1:
+    if event.kind != "function" or len(event.inputs) != 1 or _names_a_dimension(event):
         return False
     whole, parts = recording.values[event.inputs[0]], [recording.values[i] for i in event.outputs]
     if len(parts) not in (1, 2) or whole.shape[-1] % 2 or whole.stride(-1) != 1:
@@ -337,24 +342,30 @@ def _is_halves(event: Event, recording: Recording) -> bool:
     )
 
 
+def _names_a_dimension(event: Event) -> bool:
+    """Whether it takes the last dimension by its number from the front: of another rank it is another one."""
+    if event.name == "__getitem__":
+        index = event.arguments[1]
+        return isinstance(index, tuple) and ... not in index
+    dim = event.options.get("dim", event.arguments[-1] if len(event.arguments) > 2 else 0)
+    return not isinstance(dim, int) or dim >= 0
+
+
 def make_plan(block: nn.Module, method: str, recordings: list[Recording], recompute: bool) -> Plan:
     """The plan of a block, recorded in training and in evaluation mode. Raises NotUnderstood with the reason."""
-    steps, casts = _steps(block, recordings[0], recompute)
+    steps, casts, found = _steps(block, recordings[0], recompute)
     for recording in recordings[1:]:
         if _steps(block, recording, recompute)[0] != steps:
             raise NotUnderstood("its forward takes another way in training mode than in evaluation mode")
     reads = {read.key: read for recording in recordings for read in recording.reader.reads.values()}
-    for step in steps:
-        if step.activation_path:
-            found = classify(block.get_submodule(step.activation_path))
-            moved = (_below(step.activation_path, read) for read in found.reads)
-            reads.update((read.key, read) for read in moved)
+    reads.update((read.key, read) for read in found)
     modes = sorted({path for recording in recordings for path in recording.reader.modes})
     like = recordings[0].values[recordings[0].source]
     by_dtype = casts or any(recording.asks_dtype for recording in recordings)
     by_device = any(recording.asks_device for recording in recordings)
     roles = _roles(steps)
-    holds = make_guard(block, method, roles, reads.values(), modes, like, by_dtype, by_device)
+    halves = [step.path for step in steps if step.activated]
+    holds = make_guard(block, method, roles, reads.values(), modes, like, by_dtype, by_device, halves)
     kinds = {linear_kind(block.get_submodule(path)) for path, role in roles.items() if role == "linear"}
     traceable = not (by_dtype or by_device) and "conv1d" not in kinds  # whose weight is transposed, no parameter
     return Plan(method, argument_of(block, method), steps, tuple(roles.items()), holds, recompute, traceable)
@@ -385,8 +396,8 @@ def _below(path: str, read: Read) -> Read:
     return read._replace(base=path) if read.base == "" else read
 
 
-def _steps(block: nn.Module, recording: Recording, recompute: bool) -> tuple[tuple[Step, ...], bool]:
-    """(the steps, whether there are casts that do nothing at this dtype)"""
+def _steps(block: nn.Module, recording: Recording, recompute: bool) -> tuple[tuple[Step, ...], bool, list[Read]]:
+    """(the steps, whether there are casts that do nothing at this dtype, what their activations read)"""
     if recording.odd:
         raise NotUnderstood(f"its {recording.method} {recording.odd}")
     line = _Line(block, recording)
@@ -396,7 +407,7 @@ def _steps(block: nn.Module, recording: Recording, recompute: bool) -> tuple[tup
         other = next((name for name in found if name), None)
         raise NotUnderstood(f"it computes {other}, not GELU" if other else "it computes no GELU")
     steps = [replace(step, recompute=recompute and bool(step.second)) for step in _with_second_linear(block, steps)]
-    return tuple(steps), line.casts
+    return tuple(steps), line.casts, line.reads
 
 
 def _roles(steps: tuple[Step, ...]) -> dict[str, str]:
