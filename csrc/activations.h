@@ -12,8 +12,8 @@
 //     tail_and_slope<P>(t)            yet: Activation, below, fuses it with the subtraction in value(x) or slope(x).
 //     limit<P>                        t is clamped to it. There tail and S are 0 in P's arithmetic, so that nothing
 //                                     overflows and no residue is left for a gate to multiply.
-// To add one, write its struct (for x sigmoid(k x) one like GeluSigmoid is enough) and put it into the list Activations;
-// CONTRIBUTING.md has the other steps.
+// To add one, write its struct (for x sigmoid(k x) one like GeluSigmoid is enough) and put it into the list
+// Activations; CONTRIBUTING.md has the other steps.
 //
 // csrc/fit/fit.py computes every coefficient. The comment at a polynomial gives its degree, its interval and its error,
 // relative to the activation's result. fit.py --check asserts these numbers; tests/native/accuracy.cpp asserts the

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.nn import Parameter
 
 functorch_depth = torch._C._functorch.get_dynamic_layer_stack_depth  # of grad, vmap, jvp
 _tracing_state = torch._C._get_tracing_state
@@ -32,8 +33,11 @@ def is_tracing() -> bool:
 
 def overrides(t: Any) -> bool:
     """Whether the tensor is of a class that takes the functions that it is given to. (Parameters do not.)"""
-    override = type(t).__torch_function__ if isinstance(t, Tensor) else None
-    return override is not None and getattr(override, "__func__", override) not in _NO_OVERRIDE
+    if type(t) in (Tensor, Parameter) or not isinstance(t, Tensor):
+        return False
+    override = type(t).__torch_function__
+    override = getattr(override, "__func__", override)
+    return not any(override is leaves_it for leaves_it in _NO_OVERRIDE)
 
 
 def autocasts(device: str) -> bool:
