@@ -22,8 +22,13 @@ def in_transform() -> bool:
     return functorch_depth() > 0 or forward_ad._current_level >= 0
 
 
-# torch.compile asks while it traces, with the transforms of what it traces entered, and guards on them itself.
-in_transform._dynamo_marked_constant = True
+def is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# torch.compile asks these while it traces, with the transforms of what it traces entered, and guards on them itself.
+# (Torch 2.11 answers the second for itself, always with yes.)
+in_transform._dynamo_marked_constant = is_exporting._dynamo_marked_constant = True
 
 
 def is_tracing() -> bool:

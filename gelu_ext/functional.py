@@ -315,7 +315,7 @@ def elementwise(x: Tensor, activation: str) -> Tensor:
     """``act(x)`` in x's own order of memory (channels_last, a transposed sequence), as F.gelu keeps it."""
     if _is_compiling():  # strides may be symbols, and a size that depends on data is in no order that is known
         for there, back in _ORDERS.get(x.dim(), ()):
-            if not is_contiguous_or_false(x) and is_contiguous_or_false(x.permute(there)):
+            if not _is_contiguous(x) and _is_contiguous(x.permute(there)):
                 return bias_act(x.permute(there), activation=activation).permute(back)
     elif type(x) is Tensor and x.layout is torch.strided and not (x.is_nested or x.is_contiguous()):
         there = sorted(range(x.dim()), key=x.stride, reverse=True)
@@ -324,6 +324,9 @@ def elementwise(x: Tensor, activation: str) -> Tensor:
             return bias_act(x.permute(there), activation=activation).permute(back)
     return bias_act(x, activation=activation)
 
+
+# Torch 2.11's compiler cannot follow the question that sizes from data are safe for.
+_is_contiguous = is_contiguous_or_false if torch.__version__ >= (2, 13) else Tensor.is_contiguous
 
 # Orders of memory that models use: channels last, a transposed sequence.
 _ORDERS = {

