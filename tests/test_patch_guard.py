@@ -659,6 +659,24 @@ def test_deep_copies_have_plans_of_their_own(calls):
     assert is_fused(again, calls) and swap.installed(again).owner is again
 
 
+class CopiesItself(Block):
+    def __deepcopy__(self, memo):
+        new = type(self).__new__(type(self))
+        new.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return new
+
+
+def test_a_class_that_copies_its_dict_by_itself(calls):
+    block = CopiesItself()
+    patch(block)
+    other = copy.deepcopy(block)
+    with torch.no_grad():
+        other.fc.weight.mul_(3)
+    x = torch.randn(3, C)
+    torch.testing.assert_close(other(x), Block.forward(other, x))
+    assert is_fused(other, calls) and swap.installed(other).owner is other and swap.installed(block).owner is block
+
+
 # --- models that patch() cannot understand ----------------------------------------------------------------------------
 
 

@@ -6,8 +6,8 @@ hold for the module as it is then (guard.py); otherwise the method of its class 
 
 from __future__ import annotations
 
-import copy
 import functools
+import gc
 import types
 import weakref
 from collections.abc import Callable
@@ -29,18 +29,28 @@ class _OfOwner:
     It does not keep its owner alive: a cycle would keep the parameters until the garbage is collected.
     """
 
-    def __init__(self, owner: nn.Module, name: str) -> None:
-        self._owner, self.name = weakref.ref(owner), name
+    def __init__(self, owner: nn.Module | None, name: str) -> None:
+        self._owner: Callable[[], nn.Module | None] = (lambda: None) if owner is None else weakref.ref(owner)
+        self.name = name
 
     @property
     def owner(self) -> nn.Module:
         owner = self._owner()
         if owner is None:
+            # A class that copies its ``__dict__`` by itself: the module that has this is the owner.
+            found = [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module) and self._is_in(thing)]
+            if len(found) == 1:
+                owner = found[0]
+                self._owner = weakref.ref(owner)
+                return owner
             raise RuntimeError(
                 f"patch: expected the module whose {self.name} was patched to be alive, got a shallow copy of it: use "
                 "copy.deepcopy, or unpatch before you copy"
             )
         return owner
+
+    def _is_in(self, module: nn.Module) -> bool:
+        return getattr(module.__dict__.get(self.name), "__self__", None) is self
 
     def method(self) -> types.MethodType:
         return types.MethodType(_in_place_of(getattr(type(self.owner), self.name), self.name), self)
@@ -52,10 +62,7 @@ class _OfOwner:
         raise AttributeError(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo.get(id(self.owner))
-        if copied is None:  # somebody copies the method alone
-            copied = copy.deepcopy(self.owner, memo)
-        return self.moved_to(copied)
+        return self.moved_to(memo.get(id(self.owner)))
 
 
 @functools.lru_cache(maxsize=256)
@@ -74,7 +81,7 @@ def _in_place_of(original: Callable[..., Any], name: str) -> Callable[..., Any]:
 class Installed(_OfOwner):
     """A plan in a block: runs where that holds, else the method of the block's class."""
 
-    def __init__(self, owner: nn.Module, plan: Plan | None, name: str, again: bool | None = None) -> None:
+    def __init__(self, owner: nn.Module | None, plan: Plan | None, name: str, again: bool | None = None) -> None:
         super().__init__(owner, name)
         self.plan = plan
         self.again = again  # unpickled: `recompute` of a plan that is to be made on the first call
@@ -114,7 +121,7 @@ class Installed(_OfOwner):
         self.plan = plan_again(owner, self.name, recompute)
         put(owner, self)
 
-    def moved_to(self, owner: nn.Module) -> Installed:
+    def moved_to(self, owner: nn.Module | None) -> Installed:
         return Installed(owner, self.plan, self.name, self.again)
 
     def __reduce__(self) -> Any:
@@ -133,7 +140,7 @@ class _Replicate(_OfOwner):
             put(replica, found.moved_to(replica))
         return replica
 
-    def moved_to(self, owner: nn.Module) -> _Replicate:
+    def moved_to(self, owner: nn.Module | None) -> _Replicate:
         return _Replicate(owner, self.name)
 
     def __reduce__(self) -> Any:
