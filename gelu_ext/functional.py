@@ -9,8 +9,9 @@ Each call takes the first path that is right for it:
    after checking its arguments, and declines by returning None (the same decision in Python costs as much as the call).
 4. A functorch transform (grad, vmap, jvp) or forward-mode differentiation is active: the composite of torch's own
    operations in ``_composite.py``, which every transform understands.
-5. Otherwise the Function. It saves its inputs and nothing else, and honours ``needs_input_grad``. Its backward is one
-   native call, except where the backward itself must be differentiable (double backward): there it is the composite.
+5. Otherwise the Function. It saves its matrices and a copy of its biases, nothing else, and honours
+   ``needs_input_grad``. Its backward is one native call, except where the backward itself must be differentiable
+   (double backward): there it is the composite.
 
 What the kernels refuse and torch's own functions take (nested, quantised, mkldnn tensors, tensors of inference mode
 where a gradient is wanted, another 16-bit dtype under autocast) is looked at only after the refusal.
@@ -413,12 +414,12 @@ def _register_operators() -> None:
         library.impl(f"{op.name}_backward", _backward_operator(op), "Autograd")
         schema, kernel = _again(op)
         library.impl(library.define(schema), kernel, "CompositeExplicitAutograd")
-        # torch's ONNX exporter decomposes by the first table. Fake tensors would take it for shapes as well, instead of
-        # what _fake.py says, but not where the operator is in the second.
-        decomposition_table[getattr(_ops, op.name).default] = op.eager
-        meta_table[getattr(_ops, op.name).default] = op.eager
     for schema, body in _GELU_OPERATORS.items():
         library.impl(library.define(schema), body, "CompositeImplicitAutograd")
+    # torch's ONNX exporter decomposes by the first table. Fake tensors would take it for shapes as well, instead of
+    # what _fake.py says, but not where the operator is in the second.
+    decomposition_table.update(decompositions())
+    meta_table.update(decompositions())
 
 
 _native.on_load(_register_operators)

@@ -15,12 +15,9 @@ from ._surroundings import overrides
 _FORWARD, _LINEAR = nn.Linear.forward, F.linear
 _CALL, _CALL_IMPL = nn.Module.__call__, nn.Module._call_impl
 # The dictionaries that register_module_forward_hook() and the like fill, for every module there is.
-_GLOBAL_HOOKS = tuple(
-    hooks
-    for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    for hooks in (getattr(_module, f"_global_{name}", None),)
-    if hooks is not None
-)
+_GLOBAL_HOOKS = [
+    getattr(_module, f"_global_{name}_hooks") for name in ("forward", "forward_pre", "backward", "backward_pre")
+]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -40,16 +37,18 @@ def is_called_oddly(module: nn.Module) -> bool:
     return type(module).__call__ is not _CALL and not (torch.compiler.is_compiling() or is_fx_symbolic_tracing())
 
 
+def is_unwatched(module: nn.Module) -> bool:
+    """Whether a call of the module is a call of its class's forward."""
+    return not (has_hooks(module) or "forward" in module.__dict__ or is_called_oddly(module))
+
+
 def is_plain_linear(module: Any) -> bool:
-    """An nn.Linear whose call is F.linear of its weight and bias: no subclass, no hook, no other forward, and tensors
-    that leave F.linear to torch."""
+    """An nn.Linear whose call is torch's F.linear of its weight and bias, and no more."""
     return (
         type(module) is nn.Linear
         and nn.Linear.forward is _FORWARD
         and F.linear is _LINEAR
-        and "forward" not in module.__dict__
-        and not has_hooks(module)
-        and not is_called_oddly(module)
+        and is_unwatched(module)
         and not overrides(module.weight)
         and not overrides(module.bias)
     )

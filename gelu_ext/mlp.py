@@ -113,7 +113,7 @@ class _Mlp(Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> _Tensors:
         device = grad_out.device.type
-        if not torch.is_autocast_enabled(device):
+        if not autocasts(device):
             return None, None, None, *_Mlp.gradients(ctx, grad_out)
         with torch.autocast(device, enabled=False):  # the forward has cast what was to be cast
             return None, None, None, *_Mlp.gradients(ctx, grad_out)

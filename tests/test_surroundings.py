@@ -109,6 +109,11 @@ def results(model: nn.Module, x: Tensor, context=contextlib.nullcontext) -> list
     return [out.detach(), *sorted(grads[:-1], key=lambda g: (g.dim(), g.shape)), grads[-1]]
 
 
+def weighted(out: Tensor) -> Tensor:
+    """A number whose gradient by ``out`` is random, and the same for outputs of one shape."""
+    return (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(out)).sum()
+
+
 def assert_agree(found, wanted, **tolerance):
     assert len(found) == len(wanted)
     for a, b in zip(found, wanted, strict=True):
@@ -329,7 +334,7 @@ def test_a_differentiable_backward_under_autocast(pair):
     found = []
     for model in (ours, eager):
         x = torch.randn(4, C, generator=torch.Generator().manual_seed(3)).requires_grad_()
-        out = model(x).sum()
+        out = weighted(model(x))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=model is ours):
             (slope,) = torch.autograd.grad(out, x, create_graph=True)
         found += [slope, torch.autograd.grad(slope.square().sum(), x)[0]]
@@ -455,7 +460,7 @@ def test_jagged_tensors_everywhere(pair):
     x = jagged(C)
     found, wanted = ours(x), eager(x)
     torch.testing.assert_close(found.values(), wanted.values())
-    gradients = [torch.autograd.grad(out.values().sum(), x)[0].values() for out in (found, wanted)]
+    gradients = [torch.autograd.grad(weighted(out.values()), x)[0].values() for out in (found, wanted)]
     torch.testing.assert_close(*gradients)
 
 
@@ -493,7 +498,9 @@ def test_features_of_inference_mode_under_something_trainable():
         (gelu_ext.act_mul(gate, y, b, b, activation="gelu"), F.gelu(gate + b) * (y + b)),
     ):
         torch.testing.assert_close(out, wanted)
-        both = [torch.autograd.grad(o.sum(), (b, y), allow_unused=True, materialize_grads=True) for o in (out, wanted)]
+        both = [
+            torch.autograd.grad(weighted(o), (b, y), allow_unused=True, materialize_grads=True) for o in (out, wanted)
+        ]
         assert_agree(*both)
 
 
@@ -518,7 +525,7 @@ def test_a_step_of_the_optimizer_between_forward_and_backward(pair):
             for name, p in model.named_parameters():
                 if name.endswith("bias"):
                     p.add_(1)
-        found.append(torch.autograd.grad(out.sum(), x)[0])
+        found.append(torch.autograd.grad(weighted(out), x)[0])
     torch.testing.assert_close(*found)
     for model in (ours, eager):
         out = model(torch.randn(4, C, requires_grad=True))
@@ -536,8 +543,8 @@ def test_a_bias_written_to_still_has_its_second_derivative():
         out = call(x, b)
         with torch.no_grad():
             b.add_(1)
-        (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
-        found.append(torch.autograd.grad(slope.sum(), (x, b)))
+        (slope,) = torch.autograd.grad(weighted(out), x, create_graph=True)
+        found.append(torch.autograd.grad(weighted(slope), (x, b)))
     assert_agree(*found)
 
 

@@ -65,12 +65,18 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
     before = _methods(model)
     unpatch(model)
     try:
-        # In whichever mode and on whichever default device the caller is.
-        with _disable_current_modes(), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        with _undisturbed():
             return _Patch(model, recompute, verify).run()
     except BaseException:  # out of memory, Ctrl-C
         _put_back(model, before)
         raise
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """In whichever mode and on whichever default device the caller is."""
+    with _disable_current_modes(), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _methods(model: nn.Module) -> dict[nn.Module, swap.Installed]:
@@ -199,7 +205,7 @@ def _bar(total: int) -> Any:
 
 def plan_again(module: nn.Module, method: str, recompute: bool) -> Plan | None:
     """The plan of a patched block that was pickled in another process, if it is still one."""
-    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+    with _undisturbed():
         search = Search(module, recompute)
         search.run()
         found = search.activations.get(id(module))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..linear import is_unwatched
 from . import swap
 from .forms import Found, classify
-from .guard import is_unwatched
 from .plan import NotUnderstood, Plan, is_linear_like, make_plan
 from .proof import copy_of, quiet, random_input
 from .record import DidNotRun, callables, first_line, record

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._surroundings import overrides
-from ..linear import any_global_hooks, has_hooks, is_called_oddly, is_plain_linear
+from ..linear import any_global_hooks, is_plain_linear, is_unwatched
 from .reads import Read, Scope, is_plain
 
 Modules = dict[str, nn.Module]  # by path in the block
@@ -32,11 +32,6 @@ def linear_kind(module: Any) -> str:
 
 def is_conv1d(module: Any) -> bool:
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
-
-
-def is_unwatched(module: nn.Module) -> bool:
-    """Whether a call of the module is a call of its class's forward."""
-    return not (has_hooks(module) or "forward" in module.__dict__ or is_called_oddly(module))
 
 
 def dtype_of(linear: nn.Module) -> torch.dtype:
@@ -66,7 +61,8 @@ def make_guard(
     """``roles`` are "called", "linear" or "bypassed", by path; ``modes`` the modules that must be in the block's mode.
 
     With ``by_dtype``, ``by_device`` the plan holds for the dtype, the device of ``like`` only. ``halves`` are the paths
-    of the Linears whose output is taken apart: at numbers that are its width's.
+    of the Linears whose output is taken apart: at numbers that are its width's. What cannot be asked for any more (an
+    attribute is gone, a comparison raises) is not what it was.
     """
     names = {"": "block"}
     home: dict[str, Any] = {"any_global_hooks": any_global_hooks, "is_dense": is_dense, "linear_kind": linear_kind}

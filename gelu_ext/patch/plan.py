@@ -24,10 +24,10 @@ from .._activations import ACTIVATIONS, GELUS
 from .._operations import OPERATIONS
 from .._surroundings import as_linear_casts, autocasts
 from ..functional import CALLS, elementwise
-from ..linear import any_global_hooks, has_hooks
+from ..linear import any_global_hooks, has_hooks, is_unwatched
 from ..mlp import linear_op_linear
 from .forms import Found, classify
-from .guard import Holds, Modules, is_conv1d, is_unwatched, linear_kind, make_guard
+from .guard import Holds, Modules, is_conv1d, linear_kind, make_guard
 from .reads import Read
 from .record import Event, Recording
 

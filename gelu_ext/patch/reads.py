@@ -199,12 +199,12 @@ class Reader:
 
     # --- ways into it
 
-    def instruction(self, load: Load, code: types.CodeType, scope: dict[str, Any], local: Callable[[str], Any]) -> None:
+    def instruction(self, load: Load, scope: dict[str, Any], local: Callable[[str], Any]) -> None:
         """One that is about to run, in a frame with these globals and local variables."""
         if load.kind == "local":
             self._local(load, local(load.name))
         elif load.kind == "free":
-            self._free(load, code, local(load.name))
+            self._free(load, local(load.name))
         elif load.kind == "global":
             self._global(load, scope)
         elif load.kind == "result":
@@ -225,12 +225,7 @@ class Reader:
                 if getattr(function, "__code__", None) is not code:
                     continue
                 self._add(Read(cls, (name,), member, "is"))
-                for defaults in ("__defaults__", "__kwdefaults__"):
-                    value = getattr(function, defaults)
-                    if value is not None and isinstance(member, types.FunctionType):
-                        if not is_plain(value):
-                            raise NotGuarded("has a default argument that is no setting")
-                        self._end(cls, (name, defaults), value)
+                self._defaults(function)
 
     def function(self, function: Any, module: nn.Module | None = None) -> None:
         """A whole function, before it runs, and those that it calls. Its first argument is ``module``, if given."""
@@ -276,19 +271,22 @@ class Reader:
                     self._global(load, function.__globals__)
                 elif load.kind != "in place":
                     raise NotGuarded(load.kind)
-        if function.__defaults__ or function.__kwdefaults__:
-            if not is_plain([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]):
-                raise NotGuarded("has a default argument that is no setting")
-            for defaults in ("__defaults__", "__kwdefaults__"):
-                self._end(function, (defaults,), getattr(function, defaults))
+        self._defaults(function)
         if any(isinstance(constant, types.CodeType) for constant in code.co_consts):
             raise NotGuarded("makes a function")
         for read in list(self.reads.values()):
             called = read.value
             if isinstance(called, types.FunctionType) and not is_torchs(called):
-                yield called
-            if isinstance(called, types.FunctionType) and read.names[-1:] == ("__func__",) and not is_torchs(called):
-                yield types.MethodType(called, module) if module is not None else called
+                is_method = read.names[-1:] == ("__func__",) and module is not None
+                yield types.MethodType(called, module) if is_method else called
+
+    def _defaults(self, function: types.FunctionType) -> None:
+        for name in ("__defaults__", "__kwdefaults__"):
+            value = getattr(function, name)
+            if not is_plain(value):
+                raise NotGuarded("has a default argument that is no setting")
+            if value is not None:
+                self._end(function, (name,), value)
 
     # --- what a load leads to
 
@@ -302,7 +300,7 @@ class Reader:
         elif load.attributes and not (isinstance(value, Tensor) or is_plain(value)):
             raise NotGuarded(f"reads {_text(load)} of a {type(value).__name__}")
 
-    def _free(self, load: Load, code: types.CodeType, value: Any) -> None:
+    def _free(self, load: Load, value: Any) -> None:
         path = self.paths.get(id(value))
         if path is not None:
             self._follow(path, (), self._real(path), load.attributes)
@@ -458,7 +456,6 @@ class Watch:
         self.forwards = {f.__code__ for f in methods if isinstance(f, types.FunctionType)}
         self.main = getattr(type(block), method).__code__ if isinstance(methods[-1], types.FunctionType) else None
         self.ran: set[types.CodeType] = set()
-        self.done: set[tuple[types.CodeType, int]] = set()
 
     def __enter__(self) -> None:
         self.before = sys.gettrace()
@@ -481,9 +478,7 @@ class Watch:
     def _opcode(self, frame: types.FrameType, event: str, argument: Any) -> Any:
         if event == "opcode":
             for load in _loads(frame.f_code).get(frame.f_lasti, ()):
-                self.read(
-                    frame, lambda local, load=load: self.reader.instruction(load, frame.f_code, frame.f_globals, local)
-                )
+                self.read(frame, lambda local, load=load: self.reader.instruction(load, frame.f_globals, local))
         return self._opcode
 
     def read(self, frame: types.FrameType, reading: Callable[[Callable[[str], Any]], None]) -> None:

@@ -87,9 +87,7 @@ class Installed(_OfOwner):
         self.again = again  # unpickled: `recompute` of a plan that is to be made on the first call
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        owner = self._owner()
-        if owner is None:
-            owner = self.owner  # raises
+        owner = self.owner
         if self.again is not None:
             self.make_again(owner)
         plan = self.plan
