@@ -60,7 +60,7 @@ test: build  ## the test suite
 	@$(RUN) -m pytest $(ARGS)
 
 # torchvision has no build for a CPU torch; timm imports it, and the tests give it the operators it misses.
-models: environment  ## install the libraries whose models the tests of patch() use (they skip without)
+models: environment  ## install the libraries that the tests of patch() and of export use (they skip without)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(if $(strip $(VENV)),'$(TORCH)') $(call extra,models)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps timm torchvision
 

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table, meta_table
 from torch._prims_common import is_contiguous_or_false
 from torch.autograd import Function
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import handle_torch_function
 
 from . import _composite, _native
@@ -377,6 +377,18 @@ def _backward_operator(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
     return kernel
 
 
+def _recorded(op: Operation) -> Callable[..., Any]:
+    """What a graph of operators holds for a call: torch's own in torch.onnx.export, which knows no other."""
+
+    def rule(mode: Any, operator: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.onnx.is_in_onnx_export():
+            with mode:
+                return op.eager(*args, **kwargs)
+        return mode.__torch_dispatch__(operator, types, args, kwargs)
+
+    return rule
+
+
 def _again(op: Operation) -> tuple[str, Callable[..., Tensor]]:
     """(schema, kernel) of the activation of what an MLP's node has saved, for the backward in compiled graphs.
 
@@ -412,14 +424,13 @@ def _register_operators() -> None:
         library.impl(op.name, functools.partial(_WRITTEN_OUT[op.name][1], op.name), "Autograd")
         library.impl(op.name, op.composite, "FuncTorchBatched")
         library.impl(f"{op.name}_backward", _backward_operator(op), "Autograd")
+        torch.library.register_torch_dispatch(
+            f"gelu_ext::{op.name}", ProxyTorchDispatchMode, _recorded(op), lib=library
+        )
         schema, kernel = _again(op)
         library.impl(library.define(schema), kernel, "CompositeExplicitAutograd")
     for schema, body in _GELU_OPERATORS.items():
         library.impl(library.define(schema), body, "CompositeImplicitAutograd")
-    # torch's ONNX exporter decomposes by the first table. Fake tensors would take it for shapes as well, instead of
-    # what _fake.py says, but not where the operator is in the second.
-    decomposition_table.update(decompositions())
-    meta_table.update(decompositions())
 
 
 _native.on_load(_register_operators)

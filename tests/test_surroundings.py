@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import gelu_ext
+from gelu_ext._operations import OPERATIONS
 from gelu_ext.memory import saved_bytes
 from gelu_ext.patch import patch
 
@@ -167,21 +168,38 @@ def test_decomposed_it_is_torchs_own_gelu(pair):
     assert any("gelu_ext" in name for name in kept)
 
 
-@pytest.mark.parametrize("opset", [18, 20])
-def test_onnx_by_the_exporter_of_today(pair, opset, tmp_path):
+@pytest.mark.parametrize(
+    "given, surrounding, opset",
+    [
+        ("module", contextlib.nullcontext, 18),
+        ("module", torch.inference_mode, 20),
+        ("program", contextlib.nullcontext, 20),
+        ("decomposed program", torch.inference_mode, 20),
+    ],
+)
+def test_onnx_by_the_exporter_of_today(pair, given, surrounding, opset, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     ours, eager = pair
     x = torch.randn(3, C)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), surrounding():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(ours.eval(), (x,), dynamo=True, opset_version=opset, verbose=False)
+        exported = ours.eval() if given == "module" else torch.export.export(ours.eval(), (x,))
+        exported = exported.run_decompositions() if given == "decomposed program" else exported
+        args = (x,) if given == "module" else ()
+        program = torch.onnx.export(exported, args, dynamo=True, opset_version=opset, verbose=False)
     if opset >= 20:
         assert "Gelu" in {node.op_type for node in program.model_proto.graph.node}
     program.save(tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), eager(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_compiler_finds_no_decomposition():
+    """It would prefer one to the kernels, and where the variable CI is set it refuses an operator that has one."""
+    operators = [getattr(torch.ops.gelu_ext, name).default for name in OPERATIONS]
+    assert not torch._decomp.get_decompositions(operators)
 
 
 def test_symbolic_traces_of_every_function():
