@@ -2,16 +2,18 @@
 //
 // Python calls the functions of this module. Each calls its operation through a typed dispatcher handle (0.2 us more
 // than the bare kernel), so that dispatch modes, fake tensors and tensor subclasses see it; torch.ops is for compiled
-// graphs. Where autograd, a transform or torch.jit.trace must see the call first, a forward function declines:
-// it returns None.
+// graphs. Where autograd, a transform or torch.jit.trace must see the call first, a forward function declines.
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -117,13 +119,15 @@ struct FromPython<double> {
 
 py::object wrap(Tensor t) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(t))); }
 
-// Must autograd, forward-mode differentiation or a functorch transform see a call with this argument?
-bool is_tracked(const Tensor& t) {
-  return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(0).defined();
-}
-bool is_tracked(const OptionalTensor& t) { return t && is_tracked(*t); }
-bool is_tracked(std::string_view) { return false; }
-bool is_tracked(double) { return false; }
+// Of an argument: does it need a gradient, and does it have a tangent of forward-mode differentiation?
+bool needs_grad(const Tensor& t) { return t.requires_grad(); }
+bool has_tangent(const Tensor& t) { return t._fw_grad(0).defined(); }
+bool needs_grad(const OptionalTensor& t) { return t && needs_grad(*t); }
+bool has_tangent(const OptionalTensor& t) { return t && has_tangent(*t); }
+bool needs_grad(std::string_view) { return false; }
+bool has_tangent(std::string_view) { return false; }
+bool needs_grad(double) { return false; }
+bool has_tangent(double) { return false; }
 bool in_functorch() {
   return c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
@@ -145,7 +149,8 @@ auto call(const c10::TypedOperatorHandle<Signature>& op, Args&&... args) {
 template <class>
 using Handle = py::handle;
 
-// <name>(op, ...): checks, in the name of `op`, and declines (None) where autograd or a transform must see the call.
+// <name>(op, ...): checks, in the name of `op`, and declines where others must see the call: None for autograd,
+// NotImplemented for a transform, forward-mode differentiation or torch.jit.trace.
 // <name>_forward(...): for the autograd functions.
 template <class... Args, size_t... I>
 void define_forward(py::module_& m, const char* name, Tensor (*)(Args...), void (*check)(const char*, Args...),
@@ -157,7 +162,10 @@ void define_forward(py::module_& m, const char* name, Tensor (*)(Args...), void 
     const std::tuple<decltype(FromPython<Args>::get(said, "", objects))...> args{
         FromPython<Args>::get(said, named[I].name().c_str(), objects)...};  // in braces: from left to right
     check(said, std::get<I>(args)...);
-    if (in_functorch() || torch::jit::tracer::isTracing() || (is_tracked(std::get<I>(args)) || ...)) return py::none();
+    if (in_functorch() || torch::jit::tracer::isTracing() || (has_tangent(std::get<I>(args)) || ...)) {
+      return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+    }
+    if (at::GradMode::is_enabled() && (needs_grad(std::get<I>(args)) || ...)) return py::none();
     return wrap(call(op, std::get<I>(args)...));
   };
   m.def(name, checked);
@@ -198,6 +206,21 @@ void define(py::module_& m, const Operation<Tensor(Args...), BackwardFunction, C
   define_backward(m, std::string(op.name) + "_backward", op.backward);
 }
 
+// Tensor.clone of a vector, in a third of the time: the node of a call keeps one of each bias.
+py::object copy_of_vector(py::handle object) {
+  if (object.is_none()) return py::none();
+  const Tensor& t = FromPython<const Tensor&>::get("copy_of_vector", "the vector", object);
+  const auto keys = t.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView - c10::autocast_dispatch_keyset;
+  const bool is_plain = keys.highestPriorityTypeId() == c10::DispatchKey::CPU;
+  if (!is_plain || !t.is_contiguous() || c10::impl::dispatch_mode_enabled()) {
+    const at::AutoDispatchBelowAutograd below_autograd;
+    return wrap(t.clone());
+  }
+  Tensor copy = at::detail::empty_cpu(t.sizes(), t.scalar_type());
+  std::memcpy(copy.mutable_data_ptr(), t.const_data_ptr(), t.nbytes());
+  return wrap(std::move(copy));
+}
+
 // torch's own exceptions as torch's own functions raise them: torch.OutOfMemoryError, ValueError, ..., in one sentence.
 void translate(std::exception_ptr error) {
   try {
@@ -219,6 +242,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "The native operations of gelu_ext; use the functions of the package instead.";
   py::register_local_exception_translator(translate);
   for_each_operation([&](const auto& op) { define(m, op); });
+  m.def("copy_of_vector", copy_of_vector);
   m.attr("build_facts") = GELU_EXT_BUILD_FACTS;
   m.def("activations",
         [] { return std::vector<std::string>(std::begin(Activations::names), std::end(Activations::names)); });

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-# <operation>(op, ...): checks, in the name of `op`; None where autograd or a transform must see the call.
+# <operation>(op, ...): checks, in the name of `op`; None where autograd must see the call, NotImplemented where a
+# transform, forward-mode differentiation or torch.jit.trace must.
 # <operation>_forward(...): for the autograd functions. <operation>_backward(...): None for a gradient not needed.
 
 def bias_act(op: str, x: Tensor, bias: Tensor | None, activation: str) -> Tensor | None: ...
@@ -37,6 +38,7 @@ def act_mul_backward(
     activation: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]: ...
+def copy_of_vector(vector: Tensor | None) -> Tensor | None: ...  # Tensor.clone, sooner
 def activations() -> list[str]: ...
 def instruction_sets() -> str: ...
 def instruction_set() -> str: ...

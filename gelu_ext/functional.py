@@ -6,7 +6,7 @@ Each call takes the first path that is right for it:
    The same for ``torch.jit.trace``; torch's ONNX exporter built on that gets torch's own functions.
 2. A tensor (a subclass, the proxy of ``torch.fx``) or a mode overrides ``__torch_function__``: that takes the call.
 3. Nothing needs a gradient: straight to the native function, no autograd node. The native function itself decides this
-   after checking its arguments, and declines by returning None (the same decision in Python costs as much as the call).
+   after checking its arguments, and declines for one of the next two (deciding in Python costs as much as the call).
 4. A functorch transform (grad, vmap, jvp) or forward-mode differentiation is active: the composite of torch's own
    operations in ``_composite.py``, which every transform understands.
 5. Otherwise the Function. It saves its matrices and a copy of its biases, nothing else, and honours
@@ -37,10 +37,11 @@ from . import _composite, _native
 from ._activations import ACTIVATIONS
 from ._checks import gelu_named
 from ._operations import OPERATIONS, Operation
-from ._surroundings import as_it_is, as_it_was, autocasts, functorch_depth, in_transform, is_tracing, plain_apply
+from ._surroundings import as_it_was, autocasts, functorch_depth, in_transform, plain_apply
 
 _ops = torch.ops.gelu_ext
 _is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
 _has_torch_function = torch.overrides.has_torch_function_variadic
 
 
@@ -48,13 +49,11 @@ _has_torch_function = torch.overrides.has_torch_function_variadic
 _STEPS_3_TO_5 = """
     try:
         out = _native.{name}(public, {args})
-        if out is not None:
+        if out is None:
+            return apply({args})
+        if out is not NotImplemented:
             return out
-        if in_transform():
-            return composite({args})
-        if is_tracing():
-            return _traced(op, {args})
-        return apply({args})
+        return composite({args}) if in_transform() else _traced(op, {args})
     except (TypeError, RuntimeError) as refusal:
         return _refused(op, steps_3_to_5, public, ({args}), refusal)
 """
@@ -62,16 +61,15 @@ _STEPS = (
     """
 def forward(ctx, {args}):
     ctx.save_for_backward({matrices} {kept})
-    ctx.vectors = {vectors}
-    ctx.names = {names}
+    ctx.rest = ({vectors}), ({names})
     return _native.{name}_forward({args})
 
 def backward(ctx, grad_out):
     {tensors} = ctx.saved_tensors
-    {names} = ctx.names
-    if torch.is_grad_enabled():
+    vectors, ({names}) = ctx.rest
+    if _is_grad_enabled():
         needs = ctx.needs_input_grad[:{count}]
-        tensors = {matrices} *map(as_it_was, ctx.vectors, ({vectors}))
+        tensors = {matrices} *map(as_it_was, vectors, ({vectors}))
         grads = _composite.vjp(lambda *views: composite(*views, {names}), tensors, grad_out, needs)
     else:
         grads = _native.{name}_backward(grad_out, {args}, ctx.needs_input_grad)
@@ -92,11 +90,12 @@ def steps_3_to_5(public, {args}):"""
 def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """(all steps, steps 3 to 5): called with the name of the public function, the tensors and the names."""
     parts = {"matrices": op.matrices, "vectors": op.vectors, "tensors": op.tensors, "names": op.names}
-    parts |= {"args": op.tensors + op.names, "kept": tuple(f"as_it_is({vector})" for vector in op.vectors)}
+    parts |= {"args": op.tensors + op.names}
+    parts |= {"kept": tuple(f"_native.copy_of_vector({vector})" for vector in op.vectors)}
     written = {name: ", ".join(part) + "," * (name != "args") for name, part in parts.items()}
     source = _STEPS.format(name=op.name, count=len(op.tensors), **written)
-    called = {"as_it_is": as_it_is, "as_it_was": as_it_was, "is_tracing": is_tracing}
-    home = {**globals(), **called, "op": op, "composite": op.composite, "of_names": (None,) * len(op.names)}
+    called = {"as_it_was": as_it_was, "op": op, "composite": op.composite, "of_names": (None,) * len(op.names)}
+    home = {**globals(), **called}
     exec(compile(source, f"<the steps of {op.name}, from {__file__}>", "exec"), home)
     members = {name: staticmethod(home[name]) for name in ("forward", "backward")}
     home["apply"] = plain_apply(type(Function)(op.name, (Function,), members))

@@ -532,6 +532,27 @@ def test_an_mlp_of_inference_tensors_says_what_torch_says(pair):
             model(x)
 
 
+@pytest.mark.parametrize(
+    "bias",
+    [
+        lambda: torch.randn(2 * C)[::2],
+        lambda: torch.randn(1).expand(C),
+        lambda: torch.randn(C, dtype=torch.complex64).conj().imag,  # negative by a bit of the tensor
+        lambda: torch._efficientzerotensor(C),
+        lambda: nn.Parameter(torch.randn(C)),
+    ],
+    ids=["strided", "expanded", "negative", "zero", "parameter"],
+)
+def test_every_kind_of_bias_may_change_before_the_backward(bias):
+    x, grad_out = torch.randn(5, C, requires_grad=True), torch.randn(5, C)
+    bias = bias()
+    expected = torch.autograd.grad(F.gelu(x + bias.detach().clone()), x, grad_out)
+    out = gelu_ext.bias_gelu(x, bias)
+    if not bias._is_zerotensor():
+        bias.detach()[:1] += 1
+    torch.testing.assert_close(torch.autograd.grad(out, x, grad_out), expected)
+
+
 def test_a_step_of_the_optimizer_between_forward_and_backward(pair):
     """Biases are small, so a copy is kept; of a matrix torch says that it was written to, as eagerly."""
     ours, eager = pair
