@@ -2,6 +2,7 @@
 #include "ops.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_cpu_dispatch.h>
 
 #include <vector>
 
@@ -96,7 +97,10 @@ std::vector<int64_t> half_sizes(const Tensor& x) {
   return sizes;
 }
 
-Tensor empty_like(const Tensor& x, at::IntArrayRef sizes) { return at::empty(sizes, x.options()); }
+Tensor empty_like(const Tensor& x, at::IntArrayRef sizes) {
+  if (x.is_cpu()) return at::cpu::empty(sizes, x.options());  // not through the dispatcher: 0.2 us less
+  return at::empty(sizes, x.options());
+}
 
 const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
