@@ -167,12 +167,23 @@ def _halves(branches: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return tuple(branches[:count]), tuple(branches[count:])
 
 
-def _takes_node(*tensors: Tensor | None) -> bool:
-    """Whether autograd must record the call, and nothing (transform, export, subclass) needs to see each operation."""
-    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors):
+def _takes_node(recompute: bool, x: Tensor, w2: Tensor, b2: Tensor | None, *branches: Tensor | None) -> bool:
+    """Whether autograd is to record the call as one node.
+
+    It pays where w2 and what comes before it have gradients: torch's own functions keep the hidden activations then.
+    Where weights are frozen, the operations one by one keep less than the node. Nor may the node hide the operations
+    from what has to see each of them (a transform, an export, a subclass).
+    """
+    if not torch.is_grad_enabled() or not w2.requires_grad:
         return False
+    before = (x, *branches) if recompute else _halves(branches)[0]  # the node keeps x, for gradients of the weights
+    if not any(t is not None and t.requires_grad for t in before):
+        return False
+    tensors = (x, w2, b2, *branches)
     if _is_compiling():  # a graph that leaves torch holds operations only: an autograd.Function would lose its backward
         return not (is_exporting() or in_transform())
+    if any(t is not None and t.is_inference() for t in tensors):  # which no node can keep, nor always must
+        return False
     return not (in_transform() or is_tracing() or _has_subclass(tensors))
 
 
@@ -201,7 +212,7 @@ def linear_op_linear(
     if x.is_nested:  # no kernel takes it, and torch adds a bias in F.linear only
         pre = [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
         return F.linear(op.eager(*pre, *(None for _ in biases), *names), w2, b2)
-    if _takes_node(*tensors):
+    if _takes_node(recompute, *tensors):
         return _Mlp.apply(op.name, names, recompute, *tensors)
     return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
 
@@ -220,6 +231,7 @@ def mlp(
 
     With ``recompute=True`` the node keeps ``x`` and the pre-activation ``linear(x, w1)``, half of what an unfused MLP
     keeps per hidden element (2 bytes instead of 4 in bfloat16), and computes the activation once more in the backward.
+    Where frozen weights leave nothing to save, no node is made, and no more is kept than torch's own functions keep.
     The gradients are equal to the bit with and without. The backward can itself be differentiated, in eager mode; that
     pass computes everything again.
 

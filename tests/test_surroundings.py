@@ -553,6 +553,43 @@ def test_every_kind_of_bias_may_change_before_the_backward(bias):
     torch.testing.assert_close(torch.autograd.grad(out, x, grad_out), expected)
 
 
+@pytest.mark.parametrize("needs_x", [True, False])
+@pytest.mark.parametrize(
+    "frozen", [("fc1", "up", "fc2"), ("fc2",), ("weight",), ("bias",), ("fc1", "up")], ids="+".join
+)
+def test_a_frozen_weight_is_not_kept_for_nothing(pair, frozen, needs_x):
+    """What is trained beside frozen weights (adapters, a head, prompts) keeps no more than torch's own functions do."""
+    kept, gradients = [], []
+    for model in pair:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in frozen))
+        x = torch.randn(32, C, generator=torch.Generator().manual_seed(3), requires_grad=needs_x)
+        wanted = [t for t in (x, *model.parameters()) if t.requires_grad]
+        if not wanted:
+            continue
+        kept.append(saved_bytes(model, x, exclude=[*model.parameters()]))
+        grads = torch.autograd.grad(weighted(model(x)), wanted)
+        gradients.append(sorted(grads, key=lambda g: (g.dim(), g.shape)))
+    if kept:
+        ours, eager = kept
+        assert ours <= eager + 4 * 2 * H  # a copy of the biases
+        assert_agree(*gradients)
+
+
+@pytest.mark.parametrize("frozen", [("fc1", "up"), ("fc1", "up", "fc2"), ("fc1", "up", "fc2.weight")], ids="+".join)
+def test_frozen_weights_take_a_tensor_of_inference_mode(pair, frozen):
+    gradients = []
+    for model in pair:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(part in name for part in frozen))
+        with torch.inference_mode():
+            x = torch.randn(5, C, generator=torch.Generator().manual_seed(3))
+        out = model(x)
+        wanted = [t for t in model.parameters() if t.requires_grad]
+        gradients.append([out.detach(), *(torch.autograd.grad(weighted(out), wanted) if wanted else ())])
+    assert_agree(*gradients)
+
+
 def test_a_step_of_the_optimizer_between_forward_and_backward(pair):
     """Biases are small, so a copy is kept; of a matrix torch says that it was written to, as eagerly."""
     ours, eager = pair
