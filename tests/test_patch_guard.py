@@ -197,6 +197,53 @@ def test_a_setting_of_the_class_of_an_activation_is_obeyed():
         torch.testing.assert_close(ours(x), eager(x))
 
 
+def shadow(model: nn.Module, path: str) -> None:
+    """Puts another module into the ``__dict__`` of its parent, where an attribute is looked for first."""
+    parent, _, name = path.rpartition(".")
+    other = copy.deepcopy(model.get_submodule(path))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(3.0)
+    model.get_submodule(parent).__dict__[name] = other
+
+
+ODD_PARTS = {
+    "a bias of one number": lambda m: setattr(m.fc, "bias", nn.Parameter(torch.ones(1))),
+    "a bias that is a number": lambda m: setattr(m.fc, "bias", nn.Parameter(torch.tensor(2.0))),
+    "a bias for each row": lambda m: setattr(m.fc, "bias", nn.Parameter(torch.randn(3, m.fc.out_features))),
+    "a second bias of one number": lambda m: setattr(m.proj, "bias", nn.Parameter(torch.ones(1))),
+    "a weight that is a vector": lambda m: setattr(m, "proj", nn.Linear(m.proj.in_features, 1)),
+    "another first layer in __dict__": lambda m: shadow(m, "fc"),
+    "another second layer in __dict__": lambda m: shadow(m, "proj"),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+@pytest.mark.parametrize("change", ODD_PARTS)
+def test_what_torch_takes_from_a_changed_block_is_taken(change, recompute):
+    eager = Block()
+    ours = patched_copy(eager, recompute=recompute)
+    for model in (eager, ours):
+        torch.manual_seed(0)
+        ODD_PARTS[change](model)
+    x = torch.randn(3, C, requires_grad=True)
+    torch.testing.assert_close(ours(x), eager(x))
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+def test_what_torch_refuses_is_refused_in_its_words(recompute):
+    eager = Block()
+    ours = patched_copy(eager, recompute=recompute)
+    for change in (lambda m: m, lambda m: setattr(m.fc, "bias", nn.Parameter(torch.randn(C + 1)))):
+        x, said = torch.randn(3, C + 1), []
+        for model in (eager, ours):
+            change(model)
+            with pytest.raises(RuntimeError) as refusal:
+                model(x)
+            said.append(str(refusal.value))
+        assert said[0] == said[1]
+
+
 def graph_of(model, x) -> list[str]:
     """The operations that torch.compile sees."""
     names: list[str] = []

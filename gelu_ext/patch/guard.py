@@ -79,7 +79,7 @@ def make_guard(
             above = name_of(parent)
             names[path] = f"m{len(names)}"
             lines.append(f"{names[path]} = {above}._modules[{last!r}]")
-            lines.append(f"if {names[path]} is None: return None")
+            lines.append(f"if {names[path]} is None or {last!r} in {above}.__dict__: return None")
         return names[path]
 
     def require(condition: str) -> None:

@@ -94,8 +94,13 @@ class Installed(_OfOwner):
         if plan is not None and len(args) + len(kwargs) == 1:
             x = args[0] if args else kwargs.get(plan.argument)
             modules = plan.holds(owner, x)
-            if modules is not None:
+            if modules is not None and torch.compiler.is_compiling():
                 return plan.run(modules, x)
+            if modules is not None:
+                try:
+                    return plan.run(modules, x)
+                except (ValueError, TypeError):
+                    pass  # what the kernels refuse, torch may take (a bias of one number), or refuse in its own words
             if isinstance(x, Proxy):
                 return self.trace(owner, plan, x, getattr(type(owner), self.name))
         return getattr(type(owner), self.name)(owner, *args, **kwargs)
