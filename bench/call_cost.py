@@ -10,6 +10,8 @@ gradients, at most 1.15 for forward and backward.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import statistics
 import time
@@ -17,10 +19,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from families import declare_torchvision_operators
+from torch import Tensor, nn
 
 import gelu_ext
 from gelu_ext import _native
+from gelu_ext.patch import patch, swap
 
 Contenders = dict[str, Callable[[], object]]
 
@@ -91,8 +95,40 @@ def compare(op: str, shape: tuple[int, ...], rounds: int) -> dict[str, dict[str,
     }
 
 
+class Mlp(nn.Module):
+    """As vision transformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.drop1 = nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.1)
+        self.fc2, self.drop2 = nn.Linear(32, 8), nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.act(self.fc1(x)))))
+
+
+def guards() -> Contenders:
+    """What a patched block asks before it runs, on every call."""
+    contenders: Contenders = {}
+    blocks = {"an MLP of two Linears": (Mlp().eval(), torch.randn(3, 8))}
+    with contextlib.suppress(ImportError):
+        _library = declare_torchvision_operators()  # which transformers imports
+        from transformers import BertConfig
+        from transformers.models.bert.modeling_bert import BertLayer
+
+        config = BertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=32)
+        blocks["a BERT layer"] = (BertLayer(config).eval(), torch.randn(1, 3, 8))
+    for name, (block, x) in blocks.items():
+        patch(nn.Sequential(block))
+        block = next(module for module in block.modules() if swap.installed(module))
+        plan = swap.installed(block).plan
+        assert plan.holds(block, x) is not None
+        contenders[f"guard of {name}"] = functools.partial(plan.holds, block, x)
+    return contenders
+
+
 def ingredients(rounds: int) -> dict[str, float]:
-    """Of bias_gelu with one element."""
+    """Of bias_gelu with one element, and of a patched block."""
     x, bias = operands("bias_gelu", (1,))
     leaf = x.clone().requires_grad_()
     op = torch.ops.gelu_ext.bias_act.default
@@ -106,6 +142,7 @@ def ingredients(rounds: int) -> dict[str, float]:
             "gelu_ext.bias_gelu": lambda: gelu_ext.bias_gelu(x, bias),
             "torch.ops.gelu_ext.bias_act.default": lambda: op(x, bias, "gelu"),
             "native backward": lambda: _native.bias_act_backward(grad_out, x, bias, "gelu", (True, True)),
+            **guards(),
         },
         rounds,
     )
@@ -130,7 +167,7 @@ def main() -> None:
                 print(
                     f"{op:10} {shown:9} {what:19} {us['ours']:7.2f} {us['eager']:7.2f} {us['ours'] / us['eager']:6.2f}"
                 )
-    print("\nwhat bias_gelu of one element is made of")
+    print("\nwhat bias_gelu of one element is made of, and what a patched block asks on every call")
     figures["ingredients"] = ingredients(arguments.rounds)
     for what, us in figures["ingredients"].items():
         print(f"{what:38} {us:6.2f}")

@@ -42,6 +42,15 @@ def is_unwatched(module: nn.Module) -> bool:
     return not (has_hooks(module) or "forward" in module.__dict__ or is_called_oddly(module))
 
 
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """Its parameter: sooner than by its attribute (0.3 us), which torch.fx would show as a proxy.
+
+    A replica of nn.DataParallel has attributes only.
+    """
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
+
+
 def is_plain_linear(module: Any) -> bool:
     """An nn.Linear whose call is torch's F.linear of its weight and bias, and no more."""
     return (
@@ -49,8 +58,8 @@ def is_plain_linear(module: Any) -> bool:
         and nn.Linear.forward is _FORWARD
         and F.linear is _LINEAR
         and is_unwatched(module)
-        and not overrides(module.weight)
-        and not overrides(module.bias)
+        and not overrides(parameter(module, "weight"))
+        and not overrides(parameter(module, "bias"))
     )
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._surroundings import overrides
-from ..linear import any_global_hooks, is_plain_linear, is_unwatched
+from ..linear import any_global_hooks, is_plain_linear, is_unwatched, parameter
 from .reads import Read, Scope, is_plain
 
 Modules = dict[str, nn.Module]  # by path in the block
@@ -25,7 +25,7 @@ def linear_kind(module: Any) -> str:
     """``"linear"`` or ``"conv1d"`` (Hugging Face's, with a transposed weight) of a plain layer, else ""."""
     if is_plain_linear(module):
         return "linear"
-    if is_conv1d(module) and is_unwatched(module) and not overrides(module.weight):
+    if is_conv1d(module) and is_unwatched(module) and not overrides(parameter(module, "weight")):
         return "conv1d"
     return ""
 
@@ -35,9 +35,7 @@ def is_conv1d(module: Any) -> bool:
 
 
 def dtype_of(linear: nn.Module) -> torch.dtype:
-    """Of its weight, which torch.fx would show as a proxy, and a replica of nn.DataParallel keeps as an attribute."""
-    weight = linear._parameters.get("weight")
-    return (linear.weight if weight is None else weight).dtype
+    return parameter(linear, "weight").dtype
 
 
 def is_dense(x: Any) -> bool:
@@ -115,8 +113,9 @@ def make_guard(
         if read.relation == "tensor":
             require(f"isinstance({loaded}, torch.Tensor)")
         elif read.relation == "module":
-            names_in = constant(list(block.get_submodule(read.base)._modules))
-            require(f"type({loaded}) is {constant(read.value)} and list({loaded}._modules) == {names_in}")
+            names_in = list(block.get_submodule(read.base)._modules)
+            same_names = f"list({loaded}._modules) == {constant(names_in)}" if names_in else f"not {loaded}._modules"
+            require(f"type({loaded}) is {constant(read.value)} and {same_names}")
             if isinstance(block.get_submodule(read.base), nn.ParameterDict):
                 require(f"list({loaded}) == {constant(list(block.get_submodule(read.base)))}")
         elif read.relation == "is" or read.value is None or isinstance(read.value, bool):
