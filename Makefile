@@ -101,7 +101,6 @@ cuda-link: environment  ## build, link and import the extension with CUDA (CUDA 
 	  sys.exit(not gelu_ext._native.with_cuda)'
 
 gpu:  ## everything that needs a GPU, with PYTHON's own environment (its torch, nothing installed)
-	@$(PYTHON) setup.py -q build_ext --inplace
 	@$(PYTHON) bench/gpu.py $(ARGS)
 
 CPP_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'

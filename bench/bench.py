@@ -129,6 +129,12 @@ def training_step(call: Callable[[Tensor, Tensor, str], Tensor], x: Tensor, y: T
     return step
 
 
+def backward_alone(call: Callable[[Tensor, Tensor, str], Tensor], x: Tensor, y: Tensor, grad: Tensor, activation: str):
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    out = call(x, y, activation)
+    return lambda: torch.autograd.grad(out, (x, y), grad, retain_graph=True)
+
+
 def check(case: Case, call: Callable[[Tensor, Tensor, str], Tensor], device: torch.device, name: str) -> None:
     """A contender that computes something else is not timed. Loose: eager rounds x + bias to 16 bits."""
     x, y, _ = case.inputs(device)
@@ -149,16 +155,25 @@ def copy_call(case: Case, moves: int, device: torch.device) -> Callable[[], Tens
     return lambda: target.copy_(source)
 
 
-def contenders(case: Case, device: torch.device, with_compile: bool) -> dict[str, dict[str, Callable[[], object]]]:
-    """{pass: {name: call}}"""
+Function = Callable[[Tensor, Tensor, str], Tensor]
+
+
+def functions(case: Case, device: torch.device, with_compile: bool) -> dict[str, Function]:
+    """What is compared, checked."""
     op = OPS[case.op]
-    x, y, grad = case.inputs(device)
     calls = {"eager": op.eager, "gelu_ext": op.fused}
     if with_compile:
         torch._dynamo.reset()  # or it gives up recompiling after eight cases, and runs eager
         calls["compile"] = torch.compile(op.eager, dynamic=False)
     for name, call in calls.items():
         check(case, call, device, name)
+    return calls
+
+
+def passes(case: Case, calls: dict[str, Function], device: torch.device) -> dict[str, dict[str, Callable[[], object]]]:
+    """{pass: {name: call}}, on inputs of their own."""
+    op = OPS[case.op]
+    x, y, grad = case.inputs(device)
     forward: dict[str, Callable[[], object]] = {
         name: lambda c=call: c(x, y, case.activation) for name, call in calls.items()
     }
@@ -170,7 +185,9 @@ def contenders(case: Case, device: torch.device, with_compile: bool) -> dict[str
         forward["gelu_tanh"] = lambda: op.fused(x, y, "gelu_tanh")
         training["gelu_tanh"] = training_step(op.fused, x, y, grad, "gelu_tanh")
     training["copy"] = copy_call(case, op.forward_moves + op.backward_moves, device)
-    return {"forward": forward, "training": training}
+    backward = {name: backward_alone(call, x, y, grad, case.activation) for name, call in calls.items()}
+    backward["copy"] = copy_call(case, op.backward_moves, device)
+    return {"forward": forward, "training": training, "backward": backward}
 
 
 def row_of(case: Case, step: str, timings: dict[str, Timing]) -> dict[str, object]:
@@ -210,8 +227,10 @@ def measured(args: argparse.Namespace, part: list[Case]) -> Iterator[dict]:
     hold_to(args.isa)
     for case in part:
         torch.set_num_threads(case.threads)
-        for step, calls in contenders(case, device, args.compile).items():
-            yield row_of(case, step, alternate(calls, device=device, rounds=args.rounds, seconds=args.seconds))
+        calls_of = passes(case, functions(case, device, args.compile), device)
+        for step in args.passes.split(","):
+            timings = alternate(calls_of[step], device=device, rounds=args.rounds, seconds=args.seconds)
+            yield row_of(case, step, timings)
 
 
 def _send_measured(args: argparse.Namespace, part: list[Case], rows: multiprocessing.connection.Connection) -> None:
@@ -266,6 +285,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--activations", default=",".join(ACTIVATIONS))
     parser.add_argument("--dtypes", default="float32,bfloat16,float16")
     parser.add_argument("--shapes", help="rows x columns of the output, e.g. 4096x3072,1x768")
+    parser.add_argument("--passes", default="forward,training", help="of forward, training, backward")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--values", default="random", help="of x: random, or a number everywhere")
     parser.add_argument("--isa", help="CPU instruction set, of torch too where it is baseline or avx2")

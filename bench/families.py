@@ -70,7 +70,13 @@ def at_most(seconds: int) -> Iterator[None]:
 
 def declare_torchvision_operators() -> Any:
     """A torchvision built for CUDA does not import beside a CPU torch for want of two schemas."""
-    if torch._C._dispatch_has_kernel("torchvision::nms"):
+    try:
+        import torchvision  # noqa: F401 (one that fits declares them itself, and may not find them declared)
+    except RuntimeError:
+        pass
+    except ImportError:
+        return None
+    else:
         return None
     library = torch.library.Library("torchvision", "FRAGMENT")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,6 +15,10 @@ class Timing:
     median: float  # seconds per call
     low: float  # the quartiles of the rounds
     high: float
+
+    def of_one_of(self, count: int) -> Timing:
+        """Where a call was ``count`` calls."""
+        return Timing(self.median / count, self.low / count, self.high / count)
 
 
 def _calls_per_round(call: Callable[[], object], device: torch.device, seconds: float) -> int:
@@ -62,3 +66,35 @@ def alternate(
 def _summary(values: list[float]) -> Timing:
     low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return Timing(median, low, high)
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def captured(calls: Sequence[Callable[[], object]], count: int) -> Callable[[], object]:
+    """A CUDA graph of ``count`` calls that take turns, replayed by one call: the device's time without the host's.
+
+    The current stream must not be the default one. Each call writes where no other does.
+    """
+    stream = torch.cuda.current_stream()
+    for _ in range(3):
+        for call in calls:
+            call()  # compiles, loads kernels, allocates
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        results = [calls[i % len(calls)]() for i in range(count)]
+    del results
+    return graph.replay
+
+
+def host_seconds(call: Callable[[], object], calls: int = 200, rounds: int = 7) -> float:
+    """What a call takes before it returns, while the device has other work: the median."""
+    taken = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        taken.append((time.perf_counter() - start) / calls)
+    return statistics.median(taken)

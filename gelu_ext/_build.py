@@ -308,12 +308,18 @@ def make_plan(cuda: str | None = None) -> Plan:
         "compiler": compiler(),
         "sources": source_hash(),
     }
+    tuning = os.environ.get("GELU_EXT_CUDA_TUNING") if toolkit else None
+    if tuning:
+        facts["tuning"] = tuning
     with_cuda = ["-DGELU_EXT_WITH_CUDA"] if toolkit else []
     kernels = sum(path.suffix == ".cu" for path in files)
     # nvcc compiles the architectures of one file in parallel, with what the other files leave of the cores.
     extra = [f"--threads={max(1, min(8, max_jobs() // kernels))}"] if kernels else []
     if toolkit and not torch.version.cuda:  # torch then lets ninja track no headers of CUDA files
         extra.append(f"-DGELU_EXT_SOURCES=0x{facts['sources']}")
+    if tuning:
+        unroll, blocks = tuning.split(",")
+        extra += [f"-DGELU_EXT_CUDA_UNROLL={int(unroll)}", f"-DGELU_EXT_CUDA_BLOCKS={int(blocks)}"]
     return Plan(toolkit, facts, files, host_flags() + with_cuda, nvcc_flags() + with_cuda + extra)
 
 

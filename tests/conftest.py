@@ -17,7 +17,17 @@ DEVICES = ["cpu", "cuda"] if HAS_CUDA else ["cpu"]
 INSTRUCTION_SETS = _native.instruction_sets().split(",") if _native.module else []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--uses", metavar="DEVICE", help="only the tests that run on this device: cpu or cuda")
+    parser.addoption("--at-most", type=int, metavar="N", help="only N tests, from all over")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    uses, most = config.getoption("--uses"), config.getoption("--at-most")
+    if uses:
+        items[:] = [item for item in items if uses in (*item.fixturenames, _device_of(item))]
+    if most and len(items) > most:
+        items[:] = [items[i * len(items) // most] for i in range(most)]
     marked = config.getoption("-m") or ""
     slow = os.environ.get("GELU_EXT_SLOW_TESTS") == "1" or "slow" in marked
     for item in items:
@@ -25,6 +35,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: set GELU_EXT_SLOW_TESTS=1"))
         if item.get_closest_marker("sweep") and "sweep" not in marked:
             item.add_marker(pytest.mark.skip(reason="takes long: make sweep"))
+
+
+def _device_of(item: pytest.Item) -> object:
+    return item.callspec.params.get("device") if hasattr(item, "callspec") else None
 
 
 @pytest.fixture(params=DEVICES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_the_microbenchmark_prints_and_writes_each_case(load, tmp_path, capsys):
 
 def test_each_shape_is_timed_in_a_process_of_its_own(load, tmp_path, monkeypatch):
     bench, output = load("bench"), tmp_path / "results.json"
-    monkeypatch.setattr(bench, "contenders", None)  # here, not there
+    monkeypatch.setattr(bench, "passes", None)  # here, not there
     two_shapes = [*ONE_CASE, "--shapes", "8x32,4x64", "--rounds", "2", "--seconds", "0.001", "--output", str(output)]
     assert bench.main(two_shapes) == 0
     rows = json.loads(output.read_text())["rows"]
@@ -92,32 +93,99 @@ def test_without_a_gpu_the_gpu_run_says_so(load, capsys):
     assert capsys.readouterr().out.startswith("gpu: expected a CUDA device, got none (torch ")
 
 
-def test_the_gpu_run_goes_through_its_steps_on_the_cpu_and_resumes(load, tmp_path, monkeypatch, capsys):
-    gpu = load("gpu")
-    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
-    command = ["--device", "cpu", "--skip-tests"]
+@pytest.fixture
+def gpu(load, tmp_path, monkeypatch):
+    """The module of the command, which builds nothing here, and writes its results where they are looked for."""
+    module = load("gpu")
+    monkeypatch.setattr(module, "build", lambda run: "nothing")
+    monkeypatch.setenv("OUT", str(tmp_path / "results"))
+    return module
+
+
+def written(tmp_path: Path) -> dict:
+    (found,) = (tmp_path / "results").glob("*.json")
+    return json.loads(found.read_text()) | {"table": found.with_suffix(".md").read_text()}
+
+
+def test_the_gpu_run_goes_through_its_steps_on_the_cpu_and_resumes(gpu, tmp_path, capsys):
+    command = ["--device", "cpu", "--tests"]
     assert gpu.main(command) == 0
-    (written,) = tmp_path.glob("*.json")
-    results = json.loads(written.read_text())
-    assert set(results["steps"]) == {"more than 2^31 elements", "repeatable bias gradients", "compute-sanitizer"}
+    results = written(tmp_path)
+    assert list(results["steps"]) == [
+        "build", "more than 2^31 elements", "repeatable bias gradients", "first use in a CUDA graph",
+        "compute-sanitizer",
+    ]  # fmt: skip
     assert all(result.startswith("ok") for result in results["steps"].values())
-    assert len(results["cells"]) == 2
-    assert "| bias_act | gelu | bfloat16 | 64 x 256 | forward |" in written.with_suffix(".md").read_text()
+    assert [row["pass"] for row in results["rows"]] == ["forward", "training", "backward"]
+    assert "| bias_act | gelu | bfloat16 | 64 x 256 | forward |" in results["table"]
     capsys.readouterr()
     assert gpu.main(command) == 0
-    assert capsys.readouterr().out.count("passed before") == 3
-    assert json.loads(written.read_text())["cells"] == results["cells"]
+    assert capsys.readouterr().out.count("passed before") == 4
+    assert written(tmp_path)["rows"] == results["rows"]
 
 
-def test_a_step_that_fails_fails_the_gpu_run(load, tmp_path, monkeypatch):
-    gpu = load("gpu")
-    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+WORKER = """
+import os, sys, time
+sys.path.insert(0, {bench!r})
+import gpu_cells
 
-    def fails(report):
-        raise AssertionError("planted")
+measured = gpu_cells.measured
 
-    monkeypatch.setattr(gpu, "huge", fails)
-    assert gpu.main(["--device", "cpu", "--skip-tests"]) == 1
+def planted(cell, device):
+    if cell["rows"] == 13:
+        os.abort()
+    if cell["rows"] == 14:
+        time.sleep(600)
+    if cell["rows"] == 15:
+        raise ValueError("planted")
+    return measured(cell, device)
+
+def cells(kind, device):
+    for rows in (12, 13, 14, 15, 16):
+        yield {{"op": "glu", "activation": "gelu", "dtype": "float32", "rows": rows, "cols": 8, "compile": False}}
+
+gpu_cells.measured, gpu_cells.cells = planted, cells
+sys.exit(gpu_cells.main())
+"""
+
+
+def test_nothing_that_fails_stops_the_gpu_run(gpu, tmp_path, monkeypatch, capsys):
+    """A test that fails, a cell that crashes its process, one that hangs and one that raises: all else is measured."""
+    (tmp_path / "worker.py").write_text(WORKER.format(bench=str(BENCH)))
+    (tmp_path / "test_planted.py").write_text(
+        "import pytest\n\n@pytest.mark.parametrize('device', ['cpu'])\n@pytest.mark.parametrize('n', range(3))\n"
+        "def test_planted(device, n):\n    assert n != 1\n"
+    )
+    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
+    monkeypatch.setattr(gpu, "check", lambda run, name: run.command(10, sys.executable, "-c", "import absent"))
+    options = ["--worker", str(tmp_path / "worker.py"), "--cell-seconds", "20", "--tests", str(tmp_path)]
+    assert gpu.main(["--device", "cpu", *options]) == 1
+    results = written(tmp_path)
+    assert [row["rows"] for row in results["rows"]] == [12] * 3 + [16] * 3
+    errors = {failure["cell"]["rows"]: failure["error"] for failure in results["failed"]}
+    assert errors == {13: "the process ended with code -6", 14: "took more than 20 s", 15: "ValueError: planted"}
+    assert results["steps"]["tests"].startswith("FAILED, RuntimeError: 2 passed, 1 failed: ")
+    assert "test_planted[1-cpu]" in results["steps"]["tests"]
+    assert "No module named 'absent'" in results["steps"]["repeatable bias gradients"]
+    for named in ("test_planted[1-cpu]", "took more than 20 s", "code -6", "ValueError: planted"):
+        assert named in results["table"]
+
+
+def test_tests_that_take_too_long_say_how_far_they_came(gpu, tmp_path, capsys):
+    (tmp_path / "test_planted.py").write_text(
+        "import time, pytest\n\n@pytest.mark.parametrize('device', ['cpu'] * 4)\n"
+        "def test_planted(device, request):\n    time.sleep(600 * ('3' in request.node.name))\n"
+    )
+    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
+    assert gpu.main(["--device", "cpu", "--quick", "--minutes", "0.4", "--tests", str(tmp_path)]) == 0
+    assert "3 passed, stopped at 75 %" in written(tmp_path)["steps"]["tests"]
+
+
+def test_other_tunings_and_launch_shapes_are_timed(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "TUNINGS", ())
+    monkeypatch.setattr(gpu, "LAUNCHES", ("waves=2", "lanes=8"))
+    assert gpu.main(["--device", "cpu", "--tune"]) == 0
+    assert {row["variant"] for row in written(tmp_path)["rows"]} == {"by the rule", "waves=2", "lanes=8"}
 
 
 def test_the_sanitizer_script_runs_every_op(load, capsys):

@@ -11,9 +11,9 @@ namespace {
 constexpr Tuning tuning_of(int operands, DType dtype, int architecture) {
   const bool blackwell = architecture >= 1000, single = dtype == DType::float32;
   if (dtype == DType::float64) return {1, 2};
-  if (operands == 1) return {1, 4};
-  if (blackwell) return single ? Tuning{1, 3} : Tuning{2, 2};
-  return single ? Tuning{1, 4} : Tuning{1, 3};
+  if (operands == 1) return tuned_by({1, 4});
+  if (blackwell) return tuned_by(single ? Tuning{1, 3} : Tuning{2, 2});
+  return tuned_by(single ? Tuning{1, 4} : Tuning{1, 3});
 }
 template <class Op, class Columns>
 inline constexpr Tuning kTuning = Columns::tuned(tuning_of(Op::operands, Columns::dtype, kArchitecture));

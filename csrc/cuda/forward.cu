@@ -9,7 +9,7 @@ namespace {
 // one row.
 constexpr Tuning tuning_of(int operands, DType dtype) {
   if (dtype == DType::float64) return {1, 2};
-  return operands == 1 ? Tuning{2, 4} : Tuning{1, 4};
+  return tuned_by(operands == 1 ? Tuning{2, 4} : Tuning{1, 4});
 }
 template <class Op, class Columns>
 inline constexpr Tuning kTuning = Columns::tuned(tuning_of(Op::operands, Columns::dtype));

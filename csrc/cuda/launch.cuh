@@ -36,6 +36,15 @@ struct Tuning {
   int unroll, blocks;
 };
 
+// What is by rule; or, in a build for `make gpu ARGS=--tune`, what that tries.
+constexpr Tuning tuned_by(Tuning rule) {
+#if defined(GELU_EXT_CUDA_UNROLL)
+  return {GELU_EXT_CUDA_UNROLL, GELU_EXT_CUDA_BLOCKS};
+#else
+  return rule;
+#endif
+}
+
 // What a tuning is asked for by the kernel itself; the launcher asks for Device::architecture, which is the same.
 #if defined(__CUDA_ARCH__)
 inline constexpr int kArchitecture = __CUDA_ARCH__;
