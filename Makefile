@@ -27,7 +27,7 @@ LOGGED = || { grep -A 5 -E 'error:|^gelu_ext:' build/log || cat build/log; echo 
 
 .DEFAULT_GOAL := help
 .PHONY: help environment install build demo test sweep models lint format bench accuracy fit-check numerics \
-        cross-compile emulate cuda-compile budgets cuda-link gpu wheel clean
+        cross-compile emulate emulate-suite cuda-compile budgets cuda-link gpu wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,6 +85,9 @@ cross-compile: environment  ## the CPU kernels for aarch64 and by clang, whichev
 
 emulate: environment  ## run the CUDA kernels on the CPU, under sanitizers (no GPU, no CUDA toolkit)
 	@$(RUN) tests/cuda/run_emulated.py $(ARGS)
+
+emulate-suite: environment  ## the tests of the package on the CUDA kernels, run on the CPU (no GPU, no CUDA toolkit)
+	@$(RUN) tests/cuda/emulated_suite.py $(ARGS)
 
 cuda-compile: environment  ## compile the CUDA kernels for every architecture (CUDA toolkit, no GPU)
 	@$(RUN) tests/cuda/compile.py $(ARGS)

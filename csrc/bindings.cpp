@@ -126,8 +126,8 @@ bool needs_grad(const OptionalTensor& t) { return t && needs_grad(*t); }
 bool has_tangent(const OptionalTensor& t) { return t && has_tangent(*t); }
 bool needs_grad(std::string_view) { return false; }
 bool has_tangent(std::string_view) { return false; }
-bool needs_grad(double) { return false; }
-bool has_tangent(double) { return false; }
+[[maybe_unused]] bool needs_grad(double) { return false; }
+[[maybe_unused]] bool has_tangent(double) { return false; }
 bool in_functorch() {
   return c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }

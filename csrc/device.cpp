@@ -6,6 +6,8 @@
 
 #if defined(GELU_EXT_WITH_CUDA)
 #include <ATen/ops/empty.h>
+
+#include <mutex>
 #endif
 
 namespace gelu_ext {
@@ -23,19 +25,43 @@ void check_device(const char* op, const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
 namespace {
 
-// The kernels know no torch: they get the raw stream, and torch's allocator gives them their workspace. Only c10's
-// generic interface is used, so that this links against any torch.
+// The kernels know no torch: they get the raw stream, and torch's allocator gives them their workspace.
+#if defined(GELU_EXT_EMULATE_CUDA)
+
+// A build for tests: the kernels run on the CPU, on its tensors, one launch at a time.
+bool is_for_cuda(const Tensor&) { return true; }
+
 template <class Launch>
-void launch(const char* op, const Tensor& x, Launch&& f) {
+int launch_on_device_of(const Tensor&, Launch&& f) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  return f(cuda::device(0), nullptr);
+}
+
+#else
+
+bool is_for_cuda(const Tensor& x) { return x.is_cuda(); }
+
+// Only c10's generic interface is used, so that this links against any torch.
+template <class Launch>
+int launch_on_device_of(const Tensor& x, Launch&& f) {
   const c10::DeviceGuard guard(x.device());
   const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
-  const int error = f(cuda::device(x.get_device()), device.getStreamNativeHandle(device.getStream(x.device())));
+  return f(cuda::device(x.get_device()), device.getStreamNativeHandle(device.getStream(x.device())));
+}
+
+#endif
+
+template <class Launch>
+void launch(const char* op, const Tensor& x, Launch&& f) {
+  const int error = launch_on_device_of(x, f);
   TORCH_CHECK(error == 0, op, ": expected a launch on ", x.device(), " to succeed (this build has code for ",
               cuda::architectures(), "), got CUDA error ", error, ", ", cuda::error_string(error));
 }
 
+// Undefined where there is nothing to keep.
 Tensor workspace(size_t bytes, const Tensor& x) {
-  return at::empty({static_cast<int64_t>(bytes)}, x.options().dtype(at::kByte));
+  return bytes == 0 ? Tensor() : at::empty({static_cast<int64_t>(bytes)}, x.options().dtype(at::kByte));
 }
 
 }  // namespace
@@ -43,17 +69,17 @@ Tensor workspace(size_t bytes, const Tensor& x) {
 
 void run([[maybe_unused]] const char* op, const Forward& p, [[maybe_unused]] const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
-  if (x.is_cuda()) return launch(op, x, [&](auto device, auto stream) { return cuda::forward(p, device, stream); });
+  if (is_for_cuda(x)) return launch(op, x, [&](auto device, auto stream) { return cuda::forward(p, device, stream); });
 #endif
   cpu::forward(p);
 }
 
 void run([[maybe_unused]] const char* op, const Backward& p, [[maybe_unused]] const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
-  if (x.is_cuda()) {
+  if (is_for_cuda(x)) {
     return launch(op, x, [&](auto device, auto stream) {
       const Tensor space = workspace(cuda::workspace_bytes(p, device), x);
-      return cuda::backward(p, space.mutable_data_ptr(), device, stream);
+      return cuda::backward(p, space.defined() ? space.mutable_data_ptr() : nullptr, device, stream);
     });
   }
 #endif

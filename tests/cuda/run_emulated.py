@@ -97,11 +97,14 @@ def run(command: list[str], env: dict[str, str] | None = None, expect_failure: b
     return done.stdout
 
 
+def fma() -> list[str]:
+    cpu = Path("/proc/cpuinfo")
+    return ["-mfma"] if cpu.exists() and re.search(r"^flags.*\bfma\b", cpu.read_text(), re.MULTILINE) else []
+
+
 def flags() -> list[str]:
     common = ["-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    cpu = Path("/proc/cpuinfo")
-    fma = ["-mfma"] if cpu.exists() and re.search(r"^flags.*\bfma\b", cpu.read_text(), re.MULTILINE) else []
-    return [*common, *fma, "-DGELU_EXT_EMULATE_CUDA", f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}"]
+    return [*common, *fma(), "-DGELU_EXT_EMULATE_CUDA", f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}"]
 
 
 def toolkit_headers() -> Path | None:

@@ -234,8 +234,10 @@ void fiber_main() {
 
 // --- blocks and grids ------------------------------------------------------------------------------------------------
 
-// The memory of all __shared__ variables: the thread-local segment of the program (not of its libraries).
+// The memory of all __shared__ variables: the thread-local segment of the program (not of its libraries). Where this is
+// a library itself, others' variables lie in the segment as well.
 void poison_shared_memory() {
+#if !defined(CUDA_EMULATOR_IN_A_LIBRARY)
   dl_iterate_phdr(
       [](dl_phdr_info* program, size_t, void*) {
         for (int i = 0; i < program->dlpi_phnum; ++i) {
@@ -245,6 +247,7 @@ void poison_shared_memory() {
         return 1;  // the first one is the program
       },
       nullptr);
+#endif
 }
 
 void arrange(std::vector<unsigned>& sequence) {
