@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Runs the tests of the Python package on the CUDA kernels, on the CPU: what fills their structs and sizes their memory.
+"""Runs the tests of the package on the CUDA kernels, on the CPU: what fills their structs and sizes their memory.
 
     python tests/cuda/emulated_suite.py [arguments of pytest]
 
-Builds the extension with g++ and the emulator (see run_emulated.py): csrc/cuda as it is, and device.cpp, which gives CPU
-tensors to it; the special-function unit is as inexact as it may be (GELU_EXT_MODEL_DEVICE). Needs torch, g++ and ninja;
+Builds the extension with g++ and the emulator (see run_emulated.py): csrc/cuda as it is, and device.cpp, which gives it
+CPU tensors; the special-function unit is as inexact as it may be (GELU_EXT_MODEL_DEVICE). Needs torch, g++ and ninja;
 no GPU, no CUDA toolkit. The build stays under build/emulated/, with a copy of the package for the tests to import.
 """
 
