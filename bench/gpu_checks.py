@@ -43,20 +43,20 @@ def first_use_in_a_graph(device: str) -> str:
         return "skipped: no GPU"
     x = torch.randn(64, 512, device=device).bfloat16()
     bias = torch.randn(512, device=device).bfloat16()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = [
+
+    def every_operation() -> list[torch.Tensor]:
+        return [
             gelu_ext.bias_act(x, bias, activation="gelu"),
             gelu_ext.glu(x, bias, activation="gelu"),
             gelu_ext.act_mul(x, x, bias, None, activation="gelu"),
         ]
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = every_operation()
     graph.replay()
     torch.cuda.synchronize()
-    expected = [
-        gelu_ext.bias_act(x, bias, activation="gelu"),
-        gelu_ext.glu(x, bias, activation="gelu"),
-        gelu_ext.act_mul(x, x, bias, None, activation="gelu"),
-    ]
+    expected = every_operation()
     if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
         raise AssertionError("a graph captured on first use computes something else")
     return "every operation"
