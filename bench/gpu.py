@@ -211,9 +211,13 @@ def measure(
                 run.data["failed"].append({"cell": cell, "error": problem})
                 print(f"FAILED {cell}: {problem}", flush=True)
                 run.save()
-            if worker.poll() is not None or problem.startswith("took"):
-                break
-        stop(worker) if todo else worker.stdin.close()
+            if worker.poll() is not None or problem.startswith("took") or "CUDA error" in problem:
+                break  # no other cell is to pay for this one
+        worker.stdin.close()
+        try:
+            worker.wait(20)
+        except subprocess.TimeoutExpired:
+            stop(worker)
     if todo:
         print(f"out of time: {len(todo)} cells are left, call again to go on", flush=True)
 
