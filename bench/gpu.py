@@ -263,11 +263,11 @@ def benchmark(run: Run, kind: str, with_compile: bool) -> None:
     cells = [cell for cell in listed(run, kind) if cell["compile"] == with_compile and cell not in before]
 
     def found(row: dict[str, Any]) -> None:
+        print(row.pop("line"), flush=True)
         run.data["rows"].append(row)
         key = {name: row[name] for name in ("op", "activation", "dtype", "rows", "cols", "compile")}
         if key not in run.data["done"]:
             run.data["done"].append(key)
-        print(line_of(row), flush=True)
         run.save()
 
     measure(run, cells, found)
@@ -287,8 +287,8 @@ def tune(run: Run) -> None:
             return
 
         def found(row: dict[str, Any], name: str = name) -> None:
+            print(f"{name:20} {row.pop('line')}", flush=True)
             run.data["rows"].append(row | {"variant": name})
-            print(f"{name:20} {line_of(row)}", flush=True)
 
         measure(run, cells, found, **variables)
         run.data["done"].append(name)
@@ -296,13 +296,6 @@ def tune(run: Run) -> None:
 
 
 # --- what is printed --------------------------------------------------------------------------------------------------
-
-
-def line_of(row: dict[str, Any]) -> str:
-    ours = row["seconds"]["gelu_ext"]["median"]
-    ratios = "  ".join(f"{name} {ratio:5.2f}x" for name, ratio in row["x"].items())
-    what = f"{row['op']:8} {row['activation']:12} {row['dtype']:8} {row['rows']:6} x {row['cols']:<6} {row['pass']:8}"
-    return f"{what} {ours * 1e6:9.2f} us   {ratios}"
 
 
 def table(data: dict[str, Any]) -> str:

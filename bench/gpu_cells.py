@@ -22,7 +22,7 @@ import torch
 from timing import alternate, captured, host_seconds
 
 import gelu_ext
-from bench import OPS, Case, environment, functions, passes, row_of
+from bench import OPS, Case, environment, functions, line_of, passes, row_of
 from gelu_ext import _build, _native
 from gelu_ext._activations import ACTIVATIONS
 
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         cell = json.loads(line)
         try:
             for row in measured(cell, device):
-                print(json.dumps(row), flush=True)
+                print(json.dumps(row | {"line": line_of(row)}), flush=True)
             print(json.dumps({"done": cell}), flush=True)
         except BaseException as error:
             print(json.dumps({"error": f"{type(error).__name__}: {error}"[:600], "cell": cell}), flush=True)

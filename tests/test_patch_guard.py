@@ -212,7 +212,7 @@ ODD_PARTS = {
     "a bias that is a number": lambda m: setattr(m.fc, "bias", nn.Parameter(torch.tensor(2.0))),
     "a bias for each row": lambda m: setattr(m.fc, "bias", nn.Parameter(torch.randn(3, m.fc.out_features))),
     "a second bias of one number": lambda m: setattr(m.proj, "bias", nn.Parameter(torch.ones(1))),
-    "a weight that is a vector": lambda m: setattr(m, "proj", nn.Linear(m.proj.in_features, 1)),
+    "a second layer of one output": lambda m: setattr(m, "proj", nn.Linear(m.proj.in_features, 1)),
     "another first layer in __dict__": lambda m: shadow(m, "fc"),
     "another second layer in __dict__": lambda m: shadow(m, "proj"),
 }
@@ -227,7 +227,10 @@ def test_what_torch_takes_from_a_changed_block_is_taken(change, recompute):
         torch.manual_seed(0)
         ODD_PARTS[change](model)
     x = torch.randn(3, C, requires_grad=True)
-    torch.testing.assert_close(ours(x), eager(x))
+    out, expected = ours(x), eager(x)
+    torch.testing.assert_close(out, expected)
+    grad_out = torch.randn(out.shape)
+    torch.testing.assert_close(torch.autograd.grad(out, x, grad_out), torch.autograd.grad(expected, x, grad_out))
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])

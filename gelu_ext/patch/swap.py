@@ -94,9 +94,9 @@ class Installed(_OfOwner):
         if plan is not None and len(args) + len(kwargs) == 1:
             x = args[0] if args else kwargs.get(plan.argument)
             modules = plan.holds(owner, x)
-            if modules is not None and torch.compiler.is_compiling():
-                return plan.run(modules, x)
             if modules is not None:
+                if torch.compiler.is_compiling():
+                    return plan.run(modules, x)
                 try:
                     return plan.run(modules, x)
                 except (ValueError, TypeError):
