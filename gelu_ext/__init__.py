@@ -4,11 +4,11 @@ from . import _fake, _native, jit, memory
 from ._activations import activations
 from ._build import __version__
 from ._info import build_info
-from .functional import act_mul, bias_act, bias_gelu, decompositions, geglu, gelu_mul, glu
+from .functional import act_mul, bias_act, bias_gelu, decompositions, geglu, gelu_mul, glu, silu_mul, swiglu
 from .hf import register_with_transformers
 from .linear import interleave_halves
-from .mlp import geglu_mlp, gelu_mul_mlp, mlp
-from .modules import GEGLU, GEGLUMLP, GELU, MLP, BiasGELU
+from .mlp import act_mul_mlp, geglu_mlp, gelu_mul_mlp, glu_mlp, mlp
+from .modules import GEGLU, GEGLUMLP, GELU, GLU, GLUMLP, MLP, BiasAct, BiasGELU
 from .patch import patch, patched, unpatch
 
 # Once the operators exist, at import or after jit.load().
@@ -18,10 +18,14 @@ __all__ = [
     "GEGLU",
     "GEGLUMLP",
     "GELU",
+    "GLU",
+    "GLUMLP",
     "MLP",
+    "BiasAct",
     "BiasGELU",
     "__version__",
     "act_mul",
+    "act_mul_mlp",
     "activations",
     "bias_act",
     "bias_gelu",
@@ -32,6 +36,7 @@ __all__ = [
     "gelu_mul",
     "gelu_mul_mlp",
     "glu",
+    "glu_mlp",
     "interleave_halves",
     "jit",
     "memory",
@@ -39,5 +44,7 @@ __all__ = [
     "patch",
     "patched",
     "register_with_transformers",
+    "silu_mul",
+    "swiglu",
     "unpatch",
 ]

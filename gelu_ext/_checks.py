@@ -5,12 +5,13 @@ A sentence is "<op>: expected <what>, got <value>", and is said before anything 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._activations import GELUS
+from ._activations import ACTIVATIONS, GELUS
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,16 +27,35 @@ def gelu_named(op: str, approximate: str) -> str:
     raise _no_form(op, approximate)
 
 
-def check_approximate(op: str, approximate: object) -> str:
-    """The same for a layer, of whose options everything wrong is a wrong value: ValueError."""
+def _no_form(op: str, approximate: object) -> ValueError:
+    return _not_one_of(op, "approximate", GELUS, approximate)
+
+
+def _not_one_of(op: str, name: str, known: Iterable[str], value: object) -> ValueError:
+    return ValueError(f"{op}: expected {name} to be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_approximate(op: str, approximate: object) -> None:
+    """For a layer, of whose options everything wrong is a wrong value: ValueError."""
     if not isinstance(approximate, str) or approximate not in GELUS:
         raise _no_form(op, approximate)
-    return GELUS[approximate]
 
 
-def _no_form(op: str, approximate: object) -> ValueError:
-    forms = ", ".join(f"'{form}'" for form in GELUS)
-    return ValueError(f"{op}: expected approximate to be one of {forms}, got {approximate!r}")
+def check_activation(op: str, activation: object) -> None:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise _not_one_of(op, "activation", ACTIVATIONS, activation)
+
+
+def activation_or_form(op: str, activation: str | None, approximate: str) -> str:
+    """Of the two options of an MLP: the activation, where one is given, else this form of GELU."""
+    check_approximate(op, approximate)
+    if activation is None:
+        return GELUS[approximate]
+    check_activation(op, activation)
+    if approximate != "none":
+        both = f"activation={activation!r} and approximate={approximate!r}"
+        raise ValueError(f"{op}: expected activation or approximate, got {both}")
+    return activation
 
 
 def check_activated(op: str, activated: object) -> None:
@@ -46,6 +66,20 @@ def check_activated(op: str, activated: object) -> None:
 def check_bool(op: str, name: str, flag: object) -> None:
     if not isinstance(flag, bool):
         raise TypeError(f"{op}: expected {name} to be a bool, got {flag!r}")
+
+
+_OPTIONS: dict[str, Callable[[str, Any], None]] = {
+    "activation": check_activation,
+    "approximate": check_approximate,
+    "activated": check_activated,
+    "recompute": lambda op, flag: check_bool(op, "recompute", flag),
+}
+
+
+def check_options(op: str, **options: object) -> None:
+    """Those of a module, in this order; what is no option of the operations can be anything."""
+    for name in filter(_OPTIONS.get, options):
+        _OPTIONS[name](op, options[name])
 
 
 def check_tensor(op: str, name: str, t: Any, like: Tensor | None, shape: tuple[int | None, ...] | None) -> None:
@@ -70,9 +104,7 @@ def _check_hidden_bias(op: str, name: str, bias: Any, x: Tensor, width: int) -> 
         check_tensor(op, name, bias, None if may_differ else x, (width,))
 
 
-def check_mlp(
-    op: str, x: Any, branches: tuple[tuple[str, Any, str, Any], ...], w2: Any, b2: Any, parts: int = 1
-) -> None:
+def check_mlp(op: str, x: Any, branches: Iterable[tuple[str, Any, str, Any]], w2: Any, b2: Any, parts: int) -> None:
     """The tensors of an MLP. A branch is (name of a weight, the weight, name of its bias, the bias), in `parts`."""
     check_tensor(op, "x", x, None, None)
     if x.dtype not in _DTYPES:

@@ -13,39 +13,74 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from . import _composite, _eager
+from ._activations import GELUS
 
 
 @dataclass(frozen=True)
 class Operation:
     name: str  # of the public function, the operator and the native function
-    gelu: str  # the public function that is this with GELU
-    gelu_mlp: str  # and the one that is it between Linears
     matrices: tuple[str, ...]
     vectors: tuple[str, ...]  # along the columns: the biases
     names: tuple[str, ...]  # of the arguments that are no tensors: the activation first
     composite: Callable[..., Tensor]  # the same in torch's own differentiable operations
     eager: Callable[..., Tensor]  # and as a model spells it in torch
     halves: int = 1  # how many operands lie side by side in a matrix
+    # Public functions, where there are such: this with GELU, with SiLU, and the MLPs of any activation and of GELU.
+    gelu: str = ""
+    silu: str = ""
+    mlp: str = ""
+    gelu_mlp: str = ""
 
     @property
     def tensors(self) -> tuple[str, ...]:
         return self.matrices + self.vectors
 
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Of any activation, and of one."""
+        return tuple(filter(None, (self.name, self.gelu, self.silu)))
+
+    def called(self, activation: str, in_mlp: bool = False) -> str:
+        """The name of the public function that computes this activation: its own, if there is one."""
+        if activation in GELUS.values():
+            return self.gelu_mlp if in_mlp else self.gelu
+        return self.mlp if in_mlp else (activation == "silu" and self.silu) or self.name
+
 
 BIAS_ACT = Operation(
-    "bias_act", "bias_gelu", "mlp", ("x",), ("bias",), ("activation",), _composite.bias_act, _eager.bias_act
+    "bias_act",
+    ("x",),
+    ("bias",),
+    ("activation",),
+    _composite.bias_act,
+    _eager.bias_act,
+    gelu="bias_gelu",
+    mlp="mlp",
+    gelu_mlp="mlp",
 )
 GLU = Operation(
-    "glu", "geglu", "geglu_mlp", ("x",), ("bias",), ("activation", "activated"), _composite.glu, _eager.glu, halves=2
+    "glu",
+    ("x",),
+    ("bias",),
+    ("activation", "activated"),
+    _composite.glu,
+    _eager.glu,
+    halves=2,
+    gelu="geglu",
+    silu="swiglu",
+    mlp="glu_mlp",
+    gelu_mlp="geglu_mlp",
 )
 ACT_MUL = Operation(
     "act_mul",
-    "gelu_mul",
-    "gelu_mul_mlp",
     ("activated", "linear"),
     ("activated_bias", "linear_bias"),
     ("activation",),
     _composite.act_mul,
     _eager.act_mul,
+    gelu="gelu_mul",
+    silu="silu_mul",
+    mlp="act_mul_mlp",
+    gelu_mlp="gelu_mul_mlp",
 )
 OPERATIONS: dict[str, Operation] = {op.name: op for op in (BIAS_ACT, GLU, ACT_MUL)}

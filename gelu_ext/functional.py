@@ -105,9 +105,10 @@ def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Te
 def _overridden(op: Operation, public: str, args: tuple[Any, ...]) -> Any:
     """Step 2: who overrides it sees the public function, called as its signature says."""
     tensors, names = args[: len(op.tensors)], dict(zip(op.names, args[len(op.tensors) :], strict=True))
-    if public == op.gelu:
-        names = {"approximate": ACTIVATIONS[names.pop("activation")].approximate, **names}
-        tensors = tensors[:2]
+    if public != op.name:  # the function of one activation, of two tensors
+        activation, tensors = names.pop("activation"), tensors[:2]
+        if public == op.gelu:
+            names = {"approximate": ACTIVATIONS[activation].approximate, **names}
     return handle_torch_function(globals()[public], tensors, *tensors, **names)
 
 
@@ -309,6 +310,50 @@ def gelu_mul(activated: Tensor, linear: Tensor, *, approximate: str = "none") ->
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
     return _act_mul("gelu_mul", activated, linear, None, None, gelu_named("gelu_mul", approximate))
+
+
+def swiglu(x: Tensor, bias: Tensor | None = None, *, activated: str = "first") -> Tensor:
+    r"""SwiGLU of a packed tensor: with ``a, b = (x + bias).chunk(2, -1)``,
+
+    - ``activated="first"``: ``silu(a) * b``, as Llama's packed ``gate_up_proj``, Phi-3, xformers and vLLM order them;
+    - ``activated="second"``: ``a * silu(b)``, as diffusers does.
+
+    (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202; ``silu(z) = z sigmoid(z)``.)
+
+    Args:
+        x: ``[..., 2H]``, float64, float32, float16 or bfloat16, of any strides.
+        bias: ``[2H]`` or None, of x's dtype or float32, on x's device.
+        activated: which half goes through SiLU, ``"first"`` or ``"second"``.
+
+    Returns:
+        A new contiguous tensor ``[..., H]`` of x's dtype.
+
+    Raises:
+        ValueError: unknown ``activated``, an odd width, or a bias whose shape is not ``[2H]``.
+        TypeError: not a tensor, or a dtype other than the above.
+        RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+    """
+    return _glu("swiglu", x, bias, "silu", activated)
+
+
+def silu_mul(activated: Tensor, linear: Tensor) -> Tensor:
+    r"""``silu(activated) * linear``: SwiGLU of two tensors, as in Llama, Mistral and Qwen.
+
+    (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202; ``silu(z) = z sigmoid(z)``.)
+
+    Args:
+        activated: ``[..., H]``, float64, float32, float16 or bfloat16, of any strides.
+        linear: of the same shape, dtype and device, of any strides.
+
+    Returns:
+        A new contiguous tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: shapes that differ.
+        TypeError: not tensors, a dtype other than the above, or dtypes that differ.
+        RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+    """
+    return _act_mul("silu_mul", activated, linear, None, None, "silu")
 
 
 def elementwise(x: Tensor, activation: str) -> Tensor:

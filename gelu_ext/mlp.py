@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _composite, _native
-from ._checks import check_activated, check_approximate, check_bool, check_mlp
+from ._activations import GELUS
+from ._checks import activation_or_form, check_activated, check_activation, check_approximate, check_bool, check_mlp
 from ._operations import ACT_MUL, BIAS_ACT, GLU, OPERATIONS, Operation
 from ._surroundings import (
     as_it_is,
@@ -217,6 +218,18 @@ def linear_op_linear(
     return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
 
 
+def _checked(public: str, op: Operation, names: tuple[str, ...], recompute: bool, *tensors: Tensor | None) -> Tensor:
+    """The MLP of an operation: x, w2, b2, then ``branches`` as of the node. Its sentences begin with ``public``."""
+    check_bool(public, "recompute", recompute)
+    x, w2, b2, *branches = tensors
+    operands = [f"_{name}" for name in op.matrices] if len(op.matrices) > 1 else ["1"]
+    weights, biases = ([letter + operand for operand in operands] for letter in "wb")
+    check_mlp(
+        public, x, tuple(zip(weights, branches, biases, branches[len(operands) :], strict=False)), w2, b2, op.halves
+    )
+    return linear_op_linear(op, names, recompute, *tensors)
+
+
 def mlp(
     x: Tensor,
     w1: Tensor,
@@ -224,13 +237,15 @@ def mlp(
     w2: Tensor,
     b2: Tensor | None,
     *,
+    activation: str | None = None,
     approximate: str = "none",
     recompute: bool = True,
 ) -> Tensor:
-    """``linear(gelu(linear(x, w1) + b1), w2, b2)`` as one autograd node.
+    """``linear(act(linear(x, w1) + b1), w2, b2)`` as one autograd node, with GELU if no other activation is named.
 
     With ``recompute=True`` the node keeps ``x`` and the pre-activation ``linear(x, w1)``, half of what an unfused MLP
     keeps per hidden element (2 bytes instead of 4 in bfloat16), and computes the activation once more in the backward.
+    (What torch computes from its result alone, as ReLU, an unfused MLP keeps in 2 bytes as well.)
     Where frozen weights leave nothing to save, no node is made, and no more is kept than torch's own functions keep.
     The gradients are equal to the bit with and without. The backward can itself be differentiated, in eager mode; that
     pass computes everything again.
@@ -241,6 +256,7 @@ def mlp(
         b1: ``[H]`` or None, of x's dtype or float32.
         w2: ``[D, H]``, of x's dtype.
         b2: ``[D]`` or None, of x's dtype.
+        activation: the name of any of :func:`gelu_ext.activations`; None for the form of GELU in ``approximate``.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         recompute: keep the pre-activation only.
 
@@ -248,14 +264,48 @@ def mlp(
         ``[..., D]`` of x's dtype.
 
     Raises:
-        ValueError: unknown ``approximate``, or shapes that do not fit.
+        ValueError: unknown ``activation`` or ``approximate``, both of them, or shapes that do not fit.
         TypeError: not a tensor, dtypes other than the above, or ``recompute`` not a bool.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    activation = check_approximate("mlp", approximate)
-    check_bool("mlp", "recompute", recompute)
-    check_mlp("mlp", x, (("w1", w1, "b1", b1),), w2, b2)
-    return linear_op_linear(BIAS_ACT, (activation,), recompute, x, w2, b2, w1, b1)
+    names = (activation_or_form("mlp", activation, approximate),)
+    return _checked("mlp", BIAS_ACT, names, recompute, x, w2, b2, w1, b1)
+
+
+def glu_mlp(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    activation: str,
+    activated: str = "second",
+    recompute: bool = True,
+) -> Tensor:
+    """``linear(glu(linear(x, w1) + b1), w2, b2)`` as one autograd node: the gated twin of :func:`gelu_ext.mlp`.
+
+    With ``recompute=True`` it keeps 4 bytes per output element of the GLU in bfloat16; an unfused block keeps 8.
+
+    Args:
+        x: ``[..., C]``, see :func:`gelu_ext.mlp`.
+        w1: ``[2H, C]``, both halves packed.
+        b1: ``[2H]`` or None.
+        w2: ``[D, H]``.
+        b2: ``[D]`` or None.
+        activation: the name of any of :func:`gelu_ext.activations`.
+        activated: which half it is applied to, ``"second"`` or ``"first"``, see :func:`gelu_ext.glu`.
+        recompute: keep the pre-activation only.
+
+    Returns:
+        ``[..., D]`` of x's dtype.
+
+    Raises:
+        As :func:`gelu_ext.mlp`; ValueError also for an unknown ``activated`` or an odd number of rows in ``w1``.
+    """
+    check_activation("glu_mlp", activation)
+    check_activated("glu_mlp", activated)
+    return _checked("glu_mlp", GLU, (activation, activated), recompute, x, w2, b2, w1, b1)
 
 
 def geglu_mlp(
@@ -269,31 +319,31 @@ def geglu_mlp(
     activated: str = "second",
     recompute: bool = True,
 ) -> Tensor:
-    """``linear(geglu(linear(x, w1) + b1), w2, b2)`` as one autograd node: the gated twin of :func:`gelu_ext.mlp`.
-
-    With ``recompute=True`` it keeps 4 bytes per output element of the GeGLU in bfloat16; an unfused block keeps 8.
-
-    Args:
-        x: ``[..., C]``, see :func:`gelu_ext.mlp`.
-        w1: ``[2H, C]``, both halves packed.
-        b1: ``[2H]`` or None.
-        w2: ``[D, H]``.
-        b2: ``[D]`` or None.
-        approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``.
-        activated: which half goes through GELU, ``"second"`` or ``"first"``, see :func:`gelu_ext.geglu`.
-        recompute: keep the pre-activation only.
-
-    Returns:
-        ``[..., D]`` of x's dtype.
-
-    Raises:
-        As :func:`gelu_ext.mlp`; ValueError also for an unknown ``activated`` or an odd number of rows in ``w1``.
-    """
-    activation = check_approximate("geglu_mlp", approximate)
+    """:func:`gelu_ext.glu_mlp` with the form of GELU in ``approximate``, see :func:`gelu_ext.bias_gelu`."""
+    check_approximate("geglu_mlp", approximate)
     check_activated("geglu_mlp", activated)
-    check_bool("geglu_mlp", "recompute", recompute)
-    check_mlp("geglu_mlp", x, (("w1", w1, "b1", b1),), w2, b2, parts=2)
-    return linear_op_linear(GLU, (activation, activated), recompute, x, w2, b2, w1, b1)
+    return _checked("geglu_mlp", GLU, (GELUS[approximate], activated), recompute, x, w2, b2, w1, b1)
+
+
+def act_mul_mlp(
+    x: Tensor,
+    w_activated: Tensor,
+    b_activated: Tensor | None,
+    w_linear: Tensor,
+    b_linear: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    activation: str,
+    recompute: bool = True,
+) -> Tensor:
+    """``linear(act(linear(x, wa) + ba) * (linear(x, wl) + bl), w2, b2)`` as one node: Llama, Mistral, Qwen with SiLU.
+
+    Arguments, result and errors as of :func:`gelu_ext.glu_mlp`; each half has its weight ``[H, C]`` and bias ``[H]``.
+    """
+    check_activation("act_mul_mlp", activation)
+    branches = (w_activated, w_linear, b_activated, b_linear)
+    return _checked("act_mul_mlp", ACT_MUL, (activation,), recompute, x, w2, b2, *branches)
 
 
 def gelu_mul_mlp(
@@ -308,13 +358,7 @@ def gelu_mul_mlp(
     approximate: str = "none",
     recompute: bool = True,
 ) -> Tensor:
-    """``linear(gelu(linear(x, wa) + ba) * (linear(x, wl) + bl), w2, b2)`` as one node, as in T5 v1.1 and Gemma.
-
-    Arguments, result and errors as of :func:`gelu_ext.geglu_mlp`; each half has its weight ``[H, C]`` and bias ``[H]``.
-    """
-    activation = check_approximate("gelu_mul_mlp", approximate)
-    check_bool("gelu_mul_mlp", "recompute", recompute)
-    activated = ("w_activated", w_activated, "b_activated", b_activated)
-    check_mlp("gelu_mul_mlp", x, (activated, ("w_linear", w_linear, "b_linear", b_linear)), w2, b2)
+    """:func:`gelu_ext.act_mul_mlp` with the form of GELU in ``approximate``, as in T5 v1.1 and Gemma."""
+    check_approximate("gelu_mul_mlp", approximate)
     branches = (w_activated, w_linear, b_activated, b_linear)
-    return linear_op_linear(ACT_MUL, (activation,), recompute, x, w2, b2, *branches)
+    return _checked("gelu_mul_mlp", ACT_MUL, (GELUS[approximate],), recompute, x, w2, b2, *branches)

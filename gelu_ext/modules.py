@@ -1,15 +1,21 @@
-"""``nn.Module`` shells over the public functions: the activation alone, with a bias, gated, and whole MLPs."""
+"""``nn.Module`` shells over the public functions: the activation alone, with a bias, gated, and whole MLPs.
+
+A module keeps the options of its function as attributes of the same names; those named after GELU take a form of it in
+the place of an activation, and are otherwise the same.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._activations import GELUS
-from ._checks import check_activated, check_approximate, check_bool
-from .functional import bias_gelu, elementwise, geglu
+from ._checks import activation_or_form, check_approximate, check_options
+from .functional import bias_act, bias_gelu, elementwise, geglu, glu
 from .linear import any_global_hooks, is_plain_linear
-from .mlp import geglu_mlp, mlp
+from .mlp import geglu_mlp, glu_mlp, mlp
 
 
 class GELU(nn.GELU):
@@ -30,13 +36,60 @@ class GELU(nn.GELU):
         return elementwise(x, GELUS[self.approximate])
 
 
-def _bias_parameter(
-    features: int | None, device: torch.device | str | None, dtype: torch.dtype | None
-) -> nn.Parameter | None:
-    return None if features is None else nn.Parameter(torch.zeros(features, device=device, dtype=dtype))
+class _Shell(nn.Module):
+    """Of a function: its options are attributes, are checked, and are what the module prints."""
+
+    def __init__(self, **options: Any) -> None:
+        check_options(type(self).__name__, **options)
+        super().__init__()
+        for name, option in options.items():
+            setattr(self, name, option)
+        self._printed = tuple(options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._printed)
 
 
-class BiasGELU(nn.Module):
+class _WithBias(_Shell):
+    """And a learned bias, which starts at zero."""
+
+    def __init__(
+        self, features: int | None, device: torch.device | str | None, dtype: torch.dtype | None, **options: Any
+    ) -> None:
+        super().__init__(features=features, **options)
+        bias = None if features is None else nn.Parameter(torch.zeros(features, device=device, dtype=dtype))
+        self.register_parameter("bias", bias)
+
+
+class BiasAct(_WithBias):
+    """``act(x + bias)`` with a learned bias, to follow an ``nn.Linear(..., bias=False)``; without one, ``act(x)``.
+
+    Args:
+        features: width C of the input; None for no bias.
+        activation: the name of any of :func:`gelu_ext.activations`.
+        device, dtype: of the bias, which starts at zero.
+
+    Raises:
+        ValueError: unknown ``activation``.
+    """
+
+    def __init__(
+        self,
+        features: int | None = None,
+        *,
+        activation: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(features, device, dtype, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return elementwise(x, self.activation)
+        return bias_act(x, self.bias, activation=self.activation)
+
+
+class BiasGELU(_WithBias):
     """``gelu(x + bias)`` with a learned bias, to follow an ``nn.Linear(..., bias=False)``.
 
     Args:
@@ -56,20 +109,41 @@ class BiasGELU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_approximate("BiasGELU", approximate)
-        super().__init__()
-        self.features = features
-        self.approximate = approximate
-        self.register_parameter("bias", _bias_parameter(features, device, dtype))
+        super().__init__(features, device, dtype, approximate=approximate)
 
     def forward(self, x: Tensor) -> Tensor:
         return bias_gelu(x, self.bias, approximate=self.approximate)
 
-    def extra_repr(self) -> str:
-        return f"features={self.features}, approximate={self.approximate!r}"
+
+class GLU(_WithBias):
+    """A GLU of a packed input, with a learned bias on both halves, to follow an ``nn.Linear(C, 2H, bias=False)``.
+
+    Args:
+        features: packed width 2H of the input; None for no bias.
+        activation: the name of any of :func:`gelu_ext.activations`.
+        activated: which half it is applied to, ``"second"`` or ``"first"``, see :func:`gelu_ext.glu`.
+        device, dtype: of the bias, which starts at zero.
+
+    Raises:
+        ValueError: unknown ``activation`` or ``activated``.
+    """
+
+    def __init__(
+        self,
+        features: int | None = None,
+        *,
+        activation: str,
+        activated: str = "second",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(features, device, dtype, activation=activation, activated=activated)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return glu(x, self.bias, activation=self.activation, activated=self.activated)
 
 
-class GEGLU(nn.Module):
+class GEGLU(_WithBias):
     """GeGLU of a packed input, with a learned bias on both halves, to follow an ``nn.Linear(C, 2H, bias=False)``.
 
     Args:
@@ -91,23 +165,14 @@ class GEGLU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_approximate("GEGLU", approximate)
-        check_activated("GEGLU", activated)
-        super().__init__()
-        self.features = features
-        self.approximate = approximate
-        self.activated = activated
-        self.register_parameter("bias", _bias_parameter(features, device, dtype))
+        super().__init__(features, device, dtype, approximate=approximate, activated=activated)
 
     def forward(self, x: Tensor) -> Tensor:
         return geglu(x, self.bias, approximate=self.approximate, activated=self.activated)
 
-    def extra_repr(self) -> str:
-        return f"features={self.features}, approximate={self.approximate!r}, activated={self.activated!r}"
 
-
-class _TwoLinears(nn.Module):
-    """fc1 and fc2, so that the state_dict has the names of a plain stack of Linears."""
+class _TwoLinears(_Shell):
+    """And fc1 and fc2, so that the state_dict has the names of a plain stack of Linears."""
 
     def __init__(
         self,
@@ -118,8 +183,9 @@ class _TwoLinears(nn.Module):
         bias: bool,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         self.fc1 = nn.Linear(in_features, fc1_features, bias=bias, device=device, dtype=dtype)
         out_features = in_features if out_features is None else out_features
         self.fc2 = nn.Linear(hidden_features, out_features, bias=bias, device=device, dtype=dtype)
@@ -132,7 +198,7 @@ class _TwoLinears(nn.Module):
 
 
 class MLP(_TwoLinears):
-    """``fc2(gelu(fc1(x)))`` through :func:`gelu_ext.mlp`; parameters ``fc1.weight``, ``fc1.bias``, ``fc2.weight``, ...
+    """``fc2(act(fc1(x)))`` through :func:`gelu_ext.mlp`; parameters ``fc1.weight``, ``fc1.bias``, ``fc2.weight``, ...
 
     Where fc1 or fc2 has been wrapped, hooked or quantised, it is called as a module and the activation alone is fused.
 
@@ -141,12 +207,13 @@ class MLP(_TwoLinears):
         hidden_features: H.
         out_features: D; C if None.
         bias: whether both layers have a bias.
+        activation: the name of any of :func:`gelu_ext.activations`; None for the form of GELU in ``approximate``.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         recompute: keep the pre-activation only, see :func:`gelu_ext.mlp`.
         device, dtype: of the parameters, initialised as nn.Linear's.
 
     Raises:
-        ValueError: unknown ``approximate``.
+        ValueError: unknown ``activation`` or ``approximate``, or both of them.
         TypeError: ``recompute`` not a bool.
     """
 
@@ -157,24 +224,61 @@ class MLP(_TwoLinears):
         out_features: int | None = None,
         *,
         bias: bool = True,
+        activation: str | None = None,
         approximate: str = "none",
         recompute: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_approximate("MLP", approximate)
-        check_bool("MLP", "recompute", recompute)
-        super().__init__(in_features, hidden_features, hidden_features, out_features, bias, device, dtype)
-        self.approximate = approximate
-        self.recompute = recompute
+        activation_or_form("MLP", activation, approximate)
+        sizes = (in_features, hidden_features, hidden_features, out_features)
+        super().__init__(*sizes, bias, device, dtype, approximate=approximate, recompute=recompute)
+        self.activation = activation
+        if activation is not None:
+            self._printed = ("activation", "recompute")
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_plain():
-            return mlp(x, *self._tensors(), approximate=self.approximate, recompute=self.recompute)
-        return self.fc2(bias_gelu(self.fc1(x), approximate=self.approximate))
+            options = {"activation": self.activation, "approximate": self.approximate, "recompute": self.recompute}
+            return mlp(x, *self._tensors(), **options)
+        return self.fc2(bias_act(self.fc1(x), activation=self.activation or GELUS[self.approximate]))
 
-    def extra_repr(self) -> str:
-        return f"approximate={self.approximate!r}, recompute={self.recompute}"
+
+class GLUMLP(_TwoLinears):
+    """``fc2(glu(fc1(x)))`` through :func:`gelu_ext.glu_mlp`, with fc1 of ``2 * hidden_features`` rows.
+
+    Args:
+        in_features, hidden_features, out_features, bias, recompute, device, dtype: as of :class:`MLP`.
+        activation: the name of any of :func:`gelu_ext.activations`.
+        activated: which half it is applied to, ``"second"`` or ``"first"``, see :func:`gelu_ext.glu`.
+
+    Raises:
+        ValueError: unknown ``activation`` or ``activated``.
+        TypeError: ``recompute`` not a bool.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int | None = None,
+        *,
+        bias: bool = True,
+        activation: str,
+        activated: str = "second",
+        recompute: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options = {"activation": activation, "activated": activated, "recompute": recompute}
+        sizes = (in_features, 2 * hidden_features, hidden_features, out_features)
+        super().__init__(*sizes, bias, device, dtype, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        options = {"activation": self.activation, "activated": self.activated}
+        if self._is_plain():
+            return glu_mlp(x, *self._tensors(), **options, recompute=self.recompute)
+        return self.fc2(glu(self.fc1(x), **options))
 
 
 class GEGLUMLP(_TwoLinears):
@@ -202,19 +306,12 @@ class GEGLUMLP(_TwoLinears):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_approximate("GEGLUMLP", approximate)
-        check_activated("GEGLUMLP", activated)
-        check_bool("GEGLUMLP", "recompute", recompute)
-        super().__init__(in_features, 2 * hidden_features, hidden_features, out_features, bias, device, dtype)
-        self.approximate = approximate
-        self.activated = activated
-        self.recompute = recompute
+        options = {"approximate": approximate, "activated": activated, "recompute": recompute}
+        sizes = (in_features, 2 * hidden_features, hidden_features, out_features)
+        super().__init__(*sizes, bias, device, dtype, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        forms = {"approximate": self.approximate, "activated": self.activated}
+        options = {"approximate": self.approximate, "activated": self.activated}
         if self._is_plain():
-            return geglu_mlp(x, *self._tensors(), **forms, recompute=self.recompute)
-        return self.fc2(geglu(self.fc1(x), **forms))
-
-    def extra_repr(self) -> str:
-        return f"approximate={self.approximate!r}, activated={self.activated!r}, recompute={self.recompute}"
+            return geglu_mlp(x, *self._tensors(), **options, recompute=self.recompute)
+        return self.fc2(geglu(self.fc1(x), **options))

@@ -208,7 +208,7 @@ def rounding(truth: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """One way to call the library: by a function of GELU with a form of it, or of any activation with its name.
+    """One way to call the library: by a function of GELU with its form, of any activation with its name, or of SiLU.
 
     Its second operand, `other`, is a bias or None, or the linear tensor of act_mul.
     """
@@ -222,17 +222,19 @@ class Call:
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         extra = {"activated": self.activated} if self.activated else {}
-        return getattr(gelu_ext, self.op)(x, other, **{self.word: self.activation}, **extra)
+        return getattr(gelu_ext, self.op)(x, other, **self.named, **extra)
 
     @property
-    def word(self) -> str:
-        """Of the argument that is the activation."""
-        return "activation" if self.op in OPERATIONS else "approximate"
+    def named(self) -> dict[str, str]:
+        """The argument that is the activation, where the function is not of one."""
+        if self.op in OPERATIONS:
+            return {"activation": self.activation}
+        return {} if self.op == OPERATIONS[self.operator].silu else {"approximate": self.activation}
 
     @property
     def operator(self) -> str:
         """Of the registered operator that it ends in."""
-        return next(name for name, op in OPERATIONS.items() if self.op in (name, op.gelu))
+        return next(name for name, op in OPERATIONS.items() if self.op in op.functions)
 
     def arguments(self, x: Tensor, other: Tensor | None) -> tuple[Any, ...]:
         """Of that operator."""
@@ -316,9 +318,9 @@ def _calls(bias_act: str, glu: str, act_mul: str, activations: list[str]) -> lis
     return calls + [Call(act_mul, name) for name in activations]
 
 
-# Every activation once: GELU's forms by GELU's functions, the others by the functions of any.
-CALLS = _calls("bias_gelu", "geglu", "gelu_mul", FORMS)
-CALLS += _calls("bias_act", "glu", "act_mul", [name for name in ACTIVATIONS if name not in GELUS.values()])
+# Every activation once: GELU's forms by GELU's functions, SiLU by its own, the others by the functions of any.
+CALLS = _calls("bias_gelu", "geglu", "gelu_mul", FORMS) + _calls("bias_act", "swiglu", "silu_mul", ["silu"])
+CALLS += _calls("bias_act", "glu", "act_mul", [name for name in ACTIVATIONS if name not in (*GELUS.values(), "silu")])
 EXACT_CALLS = [call for call in CALLS if call.activation == "none"]
 
 

@@ -210,7 +210,15 @@ def of_gelu_mul() -> list[Bad]:
     return bad
 
 
-ALL_BAD = [*of_every_op(), *of_a_bias(), *of_geglu(), *of_gelu_mul()]
+def of_silus_functions() -> list[Bad]:
+    """They say what geglu and gelu_mul say, under their own names."""
+    of_both = [bad for bad in (*of_every_op(), *of_geglu(), *of_gelu_mul()) if "approximate" not in (bad.options or {})]
+    names = {"geglu": "swiglu", "gelu_mul": "silu_mul"}
+    silus = [bad for bad in of_both if bad.op in names]
+    return [replace(bad, op=names[bad.op], words=bad.words.replace(bad.op, names[bad.op])) for bad in silus[::5]]
+
+
+ALL_BAD = [*of_every_op(), *of_a_bias(), *of_geglu(), *of_gelu_mul(), *of_silus_functions()]
 
 
 class Recorder(TorchDispatchMode):
@@ -345,6 +353,40 @@ def test_every_layer_refuses_an_unknown_form(form):
         assert str(caught.value) == f"{name}: expected approximate to be one of {FORMS}, got {form!r}"
 
 
+@pytest.mark.parametrize("activation", ["erf", None, ["gelu"], {}, b"gelu"], ids=repr)
+def test_every_layer_refuses_an_unknown_activation(activation):
+    x, w1, w2 = t(4, 8), t(8, 8), t(8, 8)
+    options = {"activation": activation}
+    for name, call in (
+        ("mlp", lambda: gelu_ext.mlp(x, w1, None, w2, None, **options)),
+        ("glu_mlp", lambda: gelu_ext.glu_mlp(x, w1, None, w2[:, :4], None, **options)),
+        ("act_mul_mlp", lambda: gelu_ext.act_mul_mlp(x, w1, None, w1, None, w2, None, **options)),
+        ("BiasAct", lambda: gelu_ext.BiasAct(8, **options)),
+        ("GLU", lambda: gelu_ext.GLU(8, **options)),
+        ("MLP", lambda: gelu_ext.MLP(8, 8, **options)),
+        ("GLUMLP", lambda: gelu_ext.GLUMLP(8, 8, **options)),
+    ):
+        if activation is None and name in ("mlp", "MLP"):
+            continue  # GELU
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert str(caught.value) == f"{name}: expected activation to be one of {ACTIVATIONS}, got {activation!r}"
+
+
+def test_an_mlp_refuses_an_activation_beside_a_form():
+    x, w = t(4, 8), t(8, 8)
+    options = {"activation": "silu", "approximate": "tanh"}
+    calls = {
+        "mlp": lambda: gelu_ext.mlp(x, w, None, w, None, **options),
+        "MLP": lambda: gelu_ext.MLP(8, 8, **options),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError) as caught:
+            call()
+        words = "expected activation or approximate, got activation='silu' and approximate='tanh'"
+        assert str(caught.value) == f"{name}: {words}"
+
+
 @pytest.mark.parametrize("half", ["third", None, 1, ["first"]], ids=repr)
 def test_every_layer_refuses_an_unknown_half(half):
     x, w = t(4, 8), t(8, 8)
@@ -352,6 +394,9 @@ def test_every_layer_refuses_an_unknown_half(half):
         ("geglu_mlp", lambda: gelu_ext.geglu_mlp(x, w, None, w[:, :4], None, activated=half)),
         ("GEGLU", lambda: gelu_ext.GEGLU(8, activated=half)),
         ("GEGLUMLP", lambda: gelu_ext.GEGLUMLP(8, 8, activated=half)),
+        ("glu_mlp", lambda: gelu_ext.glu_mlp(x, w, None, w[:, :4], None, activation="silu", activated=half)),
+        ("GLU", lambda: gelu_ext.GLU(8, activation="silu", activated=half)),
+        ("GLUMLP", lambda: gelu_ext.GLUMLP(8, 8, activation="silu", activated=half)),
     ):
         with pytest.raises(ValueError) as caught:
             call()
@@ -367,6 +412,9 @@ def test_every_mlp_refuses_a_recompute_that_is_no_bool(flag):
         ("gelu_mul_mlp", lambda: gelu_ext.gelu_mul_mlp(x, w, None, w, None, w, None, recompute=flag)),
         ("MLP", lambda: gelu_ext.MLP(8, 8, recompute=flag)),
         ("GEGLUMLP", lambda: gelu_ext.GEGLUMLP(8, 8, recompute=flag)),
+        ("glu_mlp", lambda: gelu_ext.glu_mlp(x, w, None, w, None, activation="silu", recompute=flag)),
+        ("act_mul_mlp", lambda: gelu_ext.act_mul_mlp(x, w, None, w, None, w, None, activation="silu", recompute=flag)),
+        ("GLUMLP", lambda: gelu_ext.GLUMLP(8, 8, activation="silu", recompute=flag)),
     ):
         with pytest.raises(TypeError) as caught:
             call()

@@ -246,7 +246,7 @@ def test_an_operation(tmp_path):
     )
     copy.insert("gelu_ext/_composite.py", "def vjp(", COMPOSITE)
     copy.insert("gelu_ext/_eager.py", "def act_mul(", EAGER)
-    row = 'TOY = Operation("toy", "", "", ("a", "b", "c"), ("scale",), ("activation", "factor"), '
+    row = 'TOY = Operation("toy", ("a", "b", "c"), ("scale",), ("activation", "factor"), '
     row += "_composite.toy, _eager.toy)\n"
     copy.insert("gelu_ext/_operations.py", "OPERATIONS: dict", row)
     copy.insert("gelu_ext/_operations.py", ")}", ", TOY")

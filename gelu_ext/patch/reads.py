@@ -150,7 +150,7 @@ METADATA |= {"is_nested", "is_quantized", "is_sparse", "is_floating_point", "is_
 
 
 _OURS = {functional.elementwise}
-_OURS |= {getattr(functional, name) for op in OPERATIONS.values() for name in (op.name, op.gelu) if name}
+_OURS |= {getattr(functional, name) for op in OPERATIONS.values() for name in op.functions}
 
 
 @functools.cache
