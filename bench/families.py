@@ -1,4 +1,4 @@
-"""How much of the transformers library patch() reaches: every architecture whose configuration says GELU.
+"""How much of the transformers library patch() reaches: every architecture whose configuration names an activation.
 
 Each model is built small from its configuration, with random weights (nothing is downloaded), patched, and the share of
 its activations that run fused is printed, with the reasons for the rest. `python bench/families.py [name ...]`.
@@ -92,9 +92,9 @@ def configurations_in(config: Any) -> Iterator[Any]:
             yield from configurations_in(part)
 
 
-def says_gelu(config: Any) -> bool:
+def says_activation(config: Any, known: Any) -> bool:
     values = (v for part in configurations_in(config) for k, v in part.to_dict().items() if "act" in k or "proj" in k)
-    return any(isinstance(v, str) and "gelu" in v for v in values)
+    return any(isinstance(v, str) and v.removeprefix("gated-") in known for v in values)
 
 
 def shrink(config: Any) -> None:
@@ -127,9 +127,9 @@ def build(config: Any, factories: list[Any]) -> torch.nn.Module:
 
 
 def try_family(name: str, transformers: Any) -> Any:
-    """The report; None if the configuration says nothing of GELU."""
+    """The report; None if the configuration says nothing of an activation."""
     config = transformers.CONFIG_MAPPING[name]()
-    if not says_gelu(config):
+    if not says_activation(config, transformers.activations.ACT2FN):
         return None
     shrink(config)
     names = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageClassification")
@@ -165,8 +165,8 @@ def main() -> None:
             continue
         if report is None:
             continue
-        not_gelu = sum(row.reason.startswith("computes") for row in report.left_alone)
-        found, fused = len(report.fused) + len(report.left_alone) - not_gelu, len(report.fused)
+        not_served = sum(row.reason.startswith("computes") for row in report.left_alone)
+        found, fused = len(report.fused) + len(report.left_alone) - not_served, len(report.fused)
         blocks = sum(not row.note or row.bias != "kept" for row in report.fused)
         bias = sum(row.bias == "fused" for row in report.fused)
         why = Counter([row.note for row in report.fused if row.note] + [row.reason for row in report.left_alone])
@@ -175,9 +175,11 @@ def main() -> None:
         text = "; ".join(f"{n} x {reason}" for reason, n in why.most_common(2))
         seconds = time.perf_counter() - start
         print(f"{name:28} {fused:4}/{found:<4} {blocks:9} {bias:5} {seconds:3.0f}  {text[:110]}", flush=True)
-    print(f"\n{totals['built']} architectures built; in {totals['all']} of them every GELU that was found is fused")
+    print(
+        f"\n{totals['built']} architectures built; in {totals['all']} of them every activation that is served is fused"
+    )
     shares = f"{totals['fused']} fused, {totals['blocks']} as blocks, {totals['bias']} with the bias"
-    print(f"of {totals['found']} GELUs {shares}")
+    print(f"of {totals['found']} activations {shares}")
     print("\nreasons for the rest:")
     for reason, n in reasons.most_common():
         print(f"  {n:4} x {reason}")

@@ -1,7 +1,5 @@
 """The activations, one row each: the table that functions, composites, patch(), the benchmarks and the docs read.
 
-The modules, the MLPs and patch() serve the rows that are forms of GELU.
-
 The kernels' own list is in csrc/activations.h; a test compares the two by name. To add a row, see CONTRIBUTING.md.
 """
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .modules import GELU
+from ._activations import ACTIVATIONS
+from .modules import GELU, BiasAct
 
 
 def register_with_transformers() -> Callable[[], None]:
-    """Serves the GELU names of Hugging Face's ``ACT2FN`` with :class:`GELU`, for every model built from now on.
+    """Serves Hugging Face's ``ACT2FN`` with this package's activations, for every model built from now on.
 
-    Each entry of the table is run, and replaced if it computes one of the three forms; the clipped ``gelu_10`` and all
-    other activations stay.
+    Each entry of the table is run, and replaced if it computes an activation of :func:`gelu_ext.activations`: a form of
+    GELU by :class:`GELU`, another by :class:`BiasAct` without a bias. What is none of these stays (the clipped
+    ``gelu_10``), and so does what torch computes back from its result (``relu``, ``sigmoid``, ``tanh``): alone, these
+    would keep more for the backward than torch does.
 
     Returns:
         A function that puts the entries back.
@@ -21,7 +24,7 @@ def register_with_transformers() -> Callable[[], None]:
     """
     from transformers.activations import ACT2FN
 
-    from .patch.forms import form_of
+    from .patch.forms import activation_of, gains
 
     def undo() -> None:
         for name, (original, ours) in replaced.items():
@@ -29,14 +32,18 @@ def register_with_transformers() -> Callable[[], None]:
                 dict.__setitem__(ACT2FN, name, original)
 
     replaced = {}
-    for name in [name for name in ACT2FN if "gelu" in name]:
-        form = form_of(ACT2FN[name])
-        original = dict.__getitem__(ACT2FN, name)  # the entry itself: ACT2FN[name] makes a module of it
-        if form is not None and not _is_ours(original):
-            replaced[name] = original, (GELU, {"approximate": form})
+    for name, original in list(dict.items(ACT2FN)):  # the entries themselves: ACT2FN[name] makes a module of one
+        activation = None if _is_ours(original) else activation_of(ACT2FN[name])
+        if activation is not None and gains(activation):
+            replaced[name] = original, _ours(activation)
             dict.__setitem__(ACT2FN, name, replaced[name][1])
     return undo
 
 
+def _ours(activation: str) -> tuple[type, dict[str, str]]:
+    approximate = ACTIVATIONS[activation].approximate
+    return (GELU, {"approximate": approximate}) if approximate else (BiasAct, {"activation": activation})
+
+
 def _is_ours(entry: object) -> bool:
-    return isinstance(entry, tuple) and entry[0] is GELU
+    return isinstance(entry, tuple) and entry[0] in (GELU, BiasAct)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import types
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gelu_ext.patch import find, form_of, patch, patched, plan, proof, reads, swap, unpatch
+from gelu_ext import activations
+from gelu_ext._operations import OPERATIONS
+from gelu_ext.patch import activation_of, find, patch, patched, plan, proof, reads, swap, unpatch
+from gelu_ext.patch.forms import SERVED
 
 C, H = 8, 16
 
@@ -37,10 +41,10 @@ class Functional(Plain):
 
 
 class Packed(nn.Module):
-    def __init__(self, first, split="chunk", dropout=0.0):
+    def __init__(self, first, split="chunk", dropout=0.0, act=None):
         super().__init__()
         self.wi, self.wo = nn.Linear(C, 2 * H), nn.Linear(H, C)
-        self.act, self.drop = nn.GELU(), nn.Dropout(dropout)
+        self.act, self.drop = act or nn.GELU(), nn.Dropout(dropout)
         self.first, self.split = first, split
 
     def forward(self, x):
@@ -69,6 +73,33 @@ class Quick(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class Swiglu(Two):
+    """The activation as a function of torch."""
+
+    def __init__(self):
+        super().__init__(nn.Identity())
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Formula(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def of_the_table(name):
+    """As torch spells it, in the code of a model: that of this package is not read."""
+    function = activations()[name].eager
+    if isinstance(function, types.FunctionType) and function.__module__.startswith("gelu_ext"):
+        function = types.FunctionType(function.__code__, {**function.__globals__, "__name__": "a_model"})
+    return Formula(function)
+
+
 def sequential(act=None, dropout=0.0):
     return nn.Sequential(nn.Linear(C, H), act or nn.GELU(), nn.Dropout(dropout), nn.Linear(H, C))
 
@@ -94,42 +125,73 @@ def assert_same_step(found, wanted, tolerance=2e-6):
         assert (found[name] - t).abs().max() <= tolerance * max(t.abs().max(), 0.01 * largest), name
 
 
+# (make, the function that runs and the one with recompute, form)
+BIAS_GELU, GEGLU, GELU_MUL = ("bias_gelu", "mlp"), ("geglu", "geglu_mlp"), ("gelu_mul", "gelu_mul_mlp")
+BIAS_ACT, SWIGLU, SILU_MUL = ("bias_act", "mlp"), ("swiglu", "glu_mlp"), ("silu_mul", "act_mul_mlp")
 BLOCKS = {
-    "sequential": (sequential, "bias_gelu", "exact (erf)"),
-    "function": (Functional, "bias_gelu", "tanh"),
-    "function in an attribute": (Plain, "bias_gelu", "exact (erf)"),
-    "quick": (lambda: Plain(Quick()), "bias_gelu", "quick (sigmoid)"),
-    "dropout": (lambda: sequential(nn.GELU("tanh"), 0.3), "bias_gelu", "tanh"),
-    "packed first": (lambda: Packed(True), "geglu", "exact (erf), first half"),
-    "packed second": (lambda: Packed(False), "geglu", "exact (erf), second half"),
-    "packed by split": (lambda: Packed(True, "split", 0.2), "geglu", "exact (erf), first half"),
-    "packed by slices": (lambda: Packed(False, "slice"), "geglu", "exact (erf), second half"),
-    "two": (Two, "gelu_mul", "tanh"),
-    "two with bias": (lambda: Two(Quick(), True), "gelu_mul", "quick (sigmoid)"),
+    "sequential": (sequential, BIAS_GELU, "exact (erf)"),
+    "function": (Functional, BIAS_GELU, "tanh"),
+    "function in an attribute": (Plain, BIAS_GELU, "exact (erf)"),
+    "quick": (lambda: Plain(Quick()), BIAS_GELU, "quick (sigmoid)"),
+    "dropout": (lambda: sequential(nn.GELU("tanh"), 0.3), BIAS_GELU, "tanh"),
+    "packed first": (lambda: Packed(True), GEGLU, "exact (erf), first half"),
+    "packed second": (lambda: Packed(False), GEGLU, "exact (erf), second half"),
+    "packed by split": (lambda: Packed(True, "split", 0.2), GEGLU, "exact (erf), first half"),
+    "packed by slices": (lambda: Packed(False, "slice"), GEGLU, "exact (erf), second half"),
+    "two": (Two, GELU_MUL, "tanh"),
+    "two with bias": (lambda: Two(Quick(), True), GELU_MUL, "quick (sigmoid)"),
+    "silu": (lambda: sequential(nn.SiLU(), 0.3), BIAS_ACT, "SiLU"),
+    "silu in an attribute": (lambda: Plain(F.silu), BIAS_ACT, "SiLU"),
+    "silu packed": (lambda: Packed(True, act=nn.SiLU()), SWIGLU, "SiLU, first half"),
+    "silu of two": (Swiglu, SILU_MUL, "SiLU"),
 }
+
+
+def counted_as(function):
+    return next(op.gelu for op in OPERATIONS.values() if function in op.functions)
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_fuses(name, recompute, calls):
-    make, op, form = BLOCKS[name]
+    make, functions, form = BLOCKS[name]
     model = nn.ModuleDict({"block": make()})
     block = model["block"]
     wanted, before = step(block), state(model)
     report = patch(model, recompute=recompute)
     assert not report.left_alone and len(report.fused) == 1, report
     (row,) = report.fused
-    assert row.op == ({"bias_gelu": "mlp", "geglu": "geglu_mlp"}.get(op, "gelu_mul_mlp") if recompute else op)
+    assert row.op == functions[recompute]
     assert row.form == form and row.block == "block"
-    assert row.bias == "none" if name == "two" else "fused"
+    assert row.bias == "none" if name in ("two", "silu of two") else "fused"
     calls.clear()
     assert_same_step(step(block), wanted)
-    assert calls[op]
+    assert calls[counted_as(functions[0])]
     after = state(model)
     assert [*after] == [*before] and all(torch.equal(after[k], before[k]) for k in after)
     unpatch(model)
     found = step(block)
     assert all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SERVED)
+def test_serves_the_table_of_activations(name, dtype):
+    """In GLUs all of it; alone, what gains something: torch computes ReLU's slope from the result."""
+    label = activations()[name].label
+    act = of_the_table(name)
+    model = nn.Sequential(sequential(act), Packed(False, act=act), Two(act, True)).to(dtype)
+    wanted = step(model)
+    report = patch(model)
+    gains = name not in ("relu", "sigmoid", "tanh")
+    assert [row.form for row in report.fused] == [label] * gains + [f"{label}, second half", label], report
+    assert {row.activation for row in report.fused} == {name} and {row.bias for row in report.fused} == {"fused"}
+    reason = f"computes {label}, where fusing gains nothing: torch keeps its result only"
+    assert [row.reason for row in report.left_alone] == [reason] * (not gains)
+    found = step(model)
+    if name == "relu":  # its slope jumps where the rounding of a pre-activation decides
+        found, wanted = {"out": found["out"]}, {"out": wanted["out"]}
+    assert_same_step(found, wanted, 1e-5 if dtype == torch.float32 else 0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -143,7 +205,8 @@ def test_proves_in_the_dtype_of_the_block(dtype, calls):
 
 def test_bytes_in_the_report():
     """In bfloat16 per token: the input and the hidden elements at 4 and 2, or 8, 6 and 4 bytes."""
-    for make, keep, recompute in ((sequential, 4, 2), (lambda: Packed(True), 6, 4), (Two, 6, 4)):
+    gated = ((make, 6, 4) for make in (lambda: Packed(True), Two, lambda: Packed(True, act=nn.SiLU()), Swiglu))
+    for make, keep, recompute in ((sequential, 4, 2), *gated):
         for flag, after in ((False, keep), (True, recompute)):
             (row,) = patch(make().bfloat16(), recompute=flag).fused
             eager = 4 if make is sequential else 8
@@ -153,7 +216,10 @@ def test_bytes_in_the_report():
 # --- torch.nn layers --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ["gelu", F.gelu, nn.GELU("tanh")], ids=["name", "function", "module"])
+ACTIVATIONS_OF_TORCHS_LAYERS = {"name": "gelu", "function": F.gelu, "module": nn.GELU("tanh"), "silu": F.silu}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS_OF_TORCHS_LAYERS.values(), ids=list(ACTIVATIONS_OF_TORCHS_LAYERS))
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_transformer_layers(activation, training, calls):
     options = {"dim_feedforward": H, "batch_first": True, "activation": activation}
@@ -197,24 +263,73 @@ def only_reason(report):
     return report.left_alone[0].reason
 
 
-@pytest.mark.parametrize("act", [nn.ReLU(), nn.SiLU(), nn.Mish()], ids=repr)
-def test_other_activations_stay(act):
-    model = nn.Sequential(sequential(act), Two(act))
-    before = {module: type(module) for module in model.modules()}
-    report = patch(model)
-    assert not report and f"computes {type(act).__name__}, not GELU" in str(report)
-    assert before == {module: type(module) for module in model.modules()}
+# None of the table, and near to one of it.
+NEAR_MISSES = {
+    "ELU(2)": nn.ELU(2.0),
+    "CELU": nn.CELU(0.5),
+    "SELU": nn.SELU(),
+    "LeakyReLU": nn.LeakyReLU(1e-3),
+    "ReLU6": nn.ReLU6(),
+    "Hardswish": nn.Hardswish(),
+    "Softplus": nn.Softplus(beta=20.0),
+    "PReLU": nn.PReLU(init=0.0),
+    "Softsign": nn.Softsign(),
+    "Threshold": nn.Threshold(1e-7, 0.0),
+    "SiLU in place": nn.SiLU(inplace=True),
+    "ReLU in place": nn.ReLU(inplace=True),
+    "SiLU, slightly steeper": Formula(lambda x: x * torch.sigmoid(1.0001 * x)),
+    "quick GELU, rounded": Formula(lambda x: x * torch.sigmoid(1.7 * x)),
+    "SiLU, clipped": Formula(lambda x: F.silu(x).clamp(max=10.0)),
+    "ReLU, another slope at zero": Formula(lambda x: x.clamp(min=0)),
+    "ReLU that hides NaN": Formula(lambda x: torch.where(x > 0, x, torch.zeros_like(x))),
+    "squared ReLU, halved": Formula(lambda x: 0.5 * F.relu(x).square()),
+    "Mish of softplus with a threshold": Formula(lambda x: x * torch.tanh(F.softplus(x, threshold=2.0))),
+}
 
 
-class GELUActivation(nn.Module):
-    def forward(self, x):
-        return F.silu(x)
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses_stay(name):
+    act = NEAR_MISSES[name]
+    assert activation_of(act) is None
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = nn.Sequential(sequential(act), Two(act, True)).to(dtype)
+        wanted, before = step(model), {module: type(module) for module in model.modules()}
+        assert not patch(model)
+        assert before == {module: type(module) for module in model.modules()}
+        found = step(model)
+        assert all(torch.equal(found[k], wanted[k]) for k in wanted)
 
 
-def test_silu_by_the_name_of_gelu():
+def test_an_activation_without_a_kernel_is_named_in_the_report():
+    for act, label in ((nn.LeakyReLU(), "LeakyReLU"), (nn.SiLU(inplace=True), "SiLU in place")):
+        report = patch(nn.Sequential(sequential(act), Two(act)))
+        assert f"computes {label}, which has no kernel" in str(report)
+
+
+def test_only_what_is_asked_for_is_swapped():
+    model = nn.Sequential(sequential(nn.SiLU()), Two(nn.GELU("tanh")), Packed(True, act=nn.SiLU()), Swiglu())
+    wanted = step(model)
+    report = patch(model, {"gelu_tanh"})
+    assert [row.activation for row in report.fused] == ["gelu_tanh"]
+    assert {row.reason for row in report.left_alone} == {"computes SiLU, which was not asked for"}
+    with patched(model, activations=iter(["silu"])) as report:
+        assert [row.activation for row in report.fused] == ["silu"] * 3
+        other = pickle.loads(pickle.dumps(model))
+        step(other)  # what was pickled is planned again on its first call
+        assert swap.installed(other[0]).plan.options == swap.installed(model[0]).plan.options
+        assert swap.installed(other[1]) is None
+    assert not patch(model, [])
+    assert_same_step(step(model), wanted)
+
+
+def test_the_module_decides_whatever_it_is_called():
+    class GELUActivation(nn.Module):
+        def forward(self, x):
+            return F.silu(x)
+
     model = nn.Sequential()
     model.gelu = Plain(GELUActivation())
-    assert only_reason(patch(model)) == "computes SiLU, not GELU"
+    assert [row.form for row in patch(model).fused] == ["SiLU"]
 
 
 class ClippedGelu(nn.Module):
@@ -230,7 +345,7 @@ class Lying(nn.Module):
 
 
 def test_almost_gelu():
-    assert form_of(ClippedGelu()) is None
+    assert activation_of(ClippedGelu()) is None
     assert "GELU clipped" in only_reason(patch(Plain(ClippedGelu())))
 
 
@@ -652,7 +767,7 @@ def test_recompute_takes_the_larger_block():
 
 def test_without_verify_the_structure_still_decides(monkeypatch):
     monkeypatch.setattr(proof, "_compare", None)  # not called
-    model = nn.Sequential(sequential(), sequential(nn.SiLU()))
+    model = nn.Sequential(sequential(), sequential(nn.LeakyReLU()))
     report = patch(model, verify=False)
     assert len(report.fused) == 1 and len(report.left_alone) == 1
 
@@ -670,6 +785,17 @@ def test_errors():
     for flag in ("recompute", "verify"):
         with pytest.raises(TypeError, match=f"patch: expected {flag} to be a bool, got 'no'"):
             patch(nn.GELU(), **{flag: "no"})
+    names = ", ".join(f"'{name}'" for name in SERVED)
+    for wrong, error, got in (
+        ("silu", TypeError, "'silu'"),
+        (3, TypeError, "3"),
+        (["silu", "relux"], ValueError, "one with 'relux'"),
+        ([None], ValueError, "one with None"),
+    ):
+        for call in (patch, lambda *args: patched(*args).__enter__()):
+            with pytest.raises(error) as caught:
+                call(nn.GELU(), wrong)
+            assert str(caught.value) == f"patch: expected activations to be None or a set of {names}, got {got}"
     with pytest.raises(TypeError, match=r"unpatch: expected model to be an nn\.Module, got list"):
         unpatch([])
 

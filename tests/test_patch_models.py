@@ -13,7 +13,7 @@ import torch
 from families import declare_torchvision_operators
 from torch import nn
 
-from gelu_ext import GELU, register_with_transformers
+from gelu_ext import GELU, BiasAct, activations, register_with_transformers
 from gelu_ext.patch import patch, unpatch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -74,6 +74,20 @@ def bart(t):
     return t.BartForConditionalGeneration(t.BartConfig(d_model=32, **sizes, **heads, **TOKENS)), tokens()
 
 
+def decoder(name, **extra):
+    """Of a name in transformers."""
+
+    def make(t):
+        sizes = {**SIZES, **TOKENS, "num_key_value_heads": 2, **extra}
+        return getattr(t, f"{name}ForCausalLM")(getattr(t, f"{name}Config")(**sizes)), tokens()
+
+    return make
+
+
+DENSE_DEEPSEEK = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+DENSE_DEEPSEEK |= {"num_key_value_heads": 4, "first_k_dense_replace": 2}
+SWIGLU, PACKED_SWIGLU = ({"gelu_mul": 2}, "act_mul_mlp"), ({"geglu": 2}, "glu_mlp")
+
 # (model and inputs, operations with their number, the function that runs with recompute)
 MODELS = {
     "BERT": (bert, {"bias_gelu": 3}, "bias_gelu"),  # its second Linear is in another module
@@ -84,7 +98,20 @@ MODELS = {
     "Gemma": (gemma, {"gelu_mul": 2}, "gelu_mul_mlp"),
     "ModernBERT": (modernbert, {"geglu": 2, "bias_gelu": 1}, "geglu_mlp"),
     "BART": (bart, {"bias_gelu": 2}, "bias_gelu"),  # the activation alone: its layer holds attention too
+    "Llama": (decoder("Llama"), *SWIGLU),
+    "Mistral": (decoder("Mistral"), *SWIGLU),
+    "Qwen2": (decoder("Qwen2"), *SWIGLU),
+    "Qwen3": (decoder("Qwen3", head_dim=8), *SWIGLU),
+    "OLMo-2": (decoder("Olmo2"), *SWIGLU),
+    "SmolLM3": (decoder("SmolLM3"), *SWIGLU),
+    "Granite": (decoder("Granite"), *SWIGLU),
+    "DeepSeek-V3, dense": (decoder("DeepseekV3", **DENSE_DEEPSEEK), *SWIGLU),
+    "Phi-3": (decoder("Phi3"), *PACKED_SWIGLU),
+    "GLM-4": (decoder("Glm4", head_dim=8), *PACKED_SWIGLU),
+    "Nemotron": (decoder("Nemotron"), {"bias_gelu": 2}, "mlp"),
+    "Llama with ReLU": (decoder("Llama", hidden_act="relu"), *SWIGLU),
 }
+OF_ROW = {"Nemotron": "relu2", "Llama with ReLU": "relu"}  # which they need
 
 
 def step(model, inputs):
@@ -131,11 +158,13 @@ def check(model, inputs, expected, with_recompute, calls):
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers(name, calls):
     transformers = pytest.importorskip("transformers")
+    if OF_ROW.get(name, "gelu") not in activations():
+        pytest.skip(f"there is no {OF_ROW[name]}")
     make, expected, with_recompute = MODELS[name]
     check(*make(transformers), expected, with_recompute, calls)
 
 
-@pytest.mark.parametrize("name", ["ViT", "T5 v1.1", "ModernBERT"])
+@pytest.mark.parametrize("name", ["ViT", "T5 v1.1", "ModernBERT", "Llama", "Phi-3"])
 def test_transformers_in_bfloat16(name, calls):
     transformers = pytest.importorskip("transformers")
     make, expected, _ = MODELS[name]
@@ -151,15 +180,52 @@ def test_transformers_in_bfloat16(name, calls):
     assert all(calls[op] >= n for op, n in expected.items())
 
 
-@pytest.mark.parametrize("act", ["silu", "relu"])
-def test_transformers_with_another_activation_stay(act):
+def opt(t):
+    sizes = {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+    return decoder("OPT", **sizes)(t)[0]
+
+
+def t5_v1_0(t):
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "feed_forward_proj": "relu"}
+    return t.T5ForConditionalGeneration(t.T5Config(**sizes, vocab_size=100, decoder_start_token_id=0))
+
+
+def llama_with_leaky_relu(t):
+    return decoder("Llama", hidden_act="leaky_relu")(t)[0]
+
+
+@pytest.mark.parametrize("make", [opt, t5_v1_0, llama_with_leaky_relu])
+def test_transformers_that_would_gain_nothing_or_have_no_kernel_stay(make):
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(**SIZES, **TOKENS, num_key_value_heads=2, hidden_act=act)
-    model = transformers.LlamaForCausalLM(config)
+    model = make(transformers)
     before = {module: type(module) for module in model.modules()}
-    report = patch(model)
-    assert not report and len(report.left_alone) == 2 and "not GELU" in str(report)
+    report = patch(model, recompute=True)
+    assert not report and len(report.left_alone) == 2, report
+    label = "LeakyReLU" if make is llama_with_leaky_relu else "ReLU"
+    assert {row.reason.split(",")[0] for row in report.left_alone} == {f"computes {label}"}
     assert before == {module: type(module) for module in model.modules()}
+
+
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+EXPERTS |= {"shared_expert_intermediate_size": 16}
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen2Moe", "GptOss"])
+def test_experts_in_one_tensor_say_so(name, calls):
+    """The activation alone runs fused, where it is a module; the shared expert of Qwen is an MLP."""
+    transformers = pytest.importorskip("transformers")
+    if name == "GptOss" and "sigmoid" not in activations():
+        pytest.skip("there is no sigmoid")
+    model, inputs = decoder(name, **EXPERTS)(transformers)
+    wanted = step(model, inputs)
+    report = patch(model)
+    reason = "the weights of its experts are one tensor, not Linears"
+    if name == "GptOss":
+        assert [row.reason for row in report.left_alone] == [reason] * 2, report
+    else:
+        assert [row.note for row in report.fused if row.bias == "kept"] == [reason] * 2, report
+        assert sum(row.op == "silu_mul" for row in report.fused) == 2 * (name == "Qwen2Moe")
+    assert_same(step(model, inputs), wanted)
 
 
 def test_a_configuration_that_lies():
@@ -169,8 +235,7 @@ def test_a_configuration_that_lies():
     for module in model.modules():
         if hasattr(module, "intermediate_act_fn"):
             module.intermediate_act_fn = nn.SiLU()
-    report = patch(model)
-    assert len(report.fused) == 1 and {row.reason for row in report.left_alone} == {"computes SiLU, not GELU"}
+    assert sorted(row.form for row in patch(model).fused) == ["SiLU", "SiLU", "exact (erf)"]
 
 
 def test_transformers_save_load_and_pickle(tmp_path, calls):
@@ -205,27 +270,34 @@ def test_table_of_activations_of_transformers():
     before = {name: type(table[name]) for name in table if "xielu" not in name}
     undo = register_with_transformers()
     try:
-        served = {name: table[name].approximate for name in before if isinstance(table[name], GELU)}
-        assert served["gelu"] == "none" and served["quick_gelu"] == "sigmoid"
-        assert {served[name] for name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate")} == {"tanh"}
-        assert "gelu_10" not in served and "silu" not in served
+        gelus = {name: table[name].approximate for name in before if isinstance(table[name], GELU)}
+        assert gelus["gelu"] == "none" and gelus["quick_gelu"] == "sigmoid"
+        assert {gelus[name] for name in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate")} == {"tanh"}
+        others = {name: table[name].activation for name in before if isinstance(table[name], BiasAct)}
+        expected = {"silu": "silu", "swish": "silu", "mish": "mish", "relu2": "relu2"}  # of those that gain something
+        assert others == {name: row for name, row in expected.items() if row in activations()}
+        served = [*gelus, *others]
+        assert "gelu_10" not in served
         x = torch.randn(100, dtype=torch.float64)
         for name in served:
             torch.testing.assert_close(table[name](x), before[name]()(x), rtol=1e-6, atol=1e-6)
         model, _ = vit(transformers)
         assert sum(isinstance(module, GELU) for module in model.modules()) == 2
         assert [row.bias for row in patch(model).fused] == ["fused"] * 2
+        model, _ = decoder("Llama")(transformers)
+        assert [row.op for row in patch(model).fused] == ["silu_mul"] * 2
     finally:
         undo()
     assert {name: type(table[name]) for name in before} == before
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu-approximate", "geglu", "geglu-approximate"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu-approximate", "geglu", "geglu-approximate", "swiglu"])
 def test_diffusers_feed_forward(activation, calls):
     attention = pytest.importorskip("diffusers.models.attention")
     block = attention.FeedForward(16, activation_fn=activation, dropout=0.1)
-    op = "geglu" if activation == "geglu" else "bias_gelu"
-    form = {"gelu": "exact (erf)", "gelu-approximate": "tanh", "geglu": "exact (erf), second half"}.get(activation)
+    op = "geglu" if activation in ("geglu", "swiglu") else "bias_gelu"
+    forms = {"gelu": "exact (erf)", "gelu-approximate": "tanh", "geglu": "exact (erf), second half"}
+    form = {**forms, "swiglu": "SiLU, second half"}.get(activation)
     inputs = {"hidden_states": torch.randn(2, 5, 16)}
     if form is None:  # x * sigmoid(1.702 * x) written out in a forward: no activation to find
         assert not patch(block)
@@ -269,3 +341,18 @@ def test_timm_glu(gate_last, calls):
     assert row.form == f"exact (erf), {'second' if gate_last else 'first'} half" and row.bias == "fused"
     assert_same(step(block, inputs), wanted)
     assert calls["geglu"]
+
+
+@pytest.mark.parametrize("layer", ["SwiGLU", "SwiGLUPacked"])
+def test_timm_swiglu(layer, calls):
+    """The packed one with a norm before its second Linear, as in EVA-02."""
+    layers = pytest.importorskip("timm.layers")
+    block = (
+        layers.SwiGLU(16, 48, drop=0.1) if layer == "SwiGLU" else layers.SwiGLUPacked(16, 48, norm_layer=nn.LayerNorm)
+    )
+    inputs = {"x": torch.randn(2, 5, 16)}
+    wanted = step(block, inputs)
+    (row,) = patch(block).fused
+    assert row.form == ("SiLU" if layer == "SwiGLU" else "SiLU, first half") and row.bias == "fused"
+    assert row.op == ("silu_mul" if layer == "SwiGLU" else "swiglu")
+    assert_same(step(block, inputs), wanted)

@@ -8,7 +8,7 @@ A block that is not a straight line still gets its activation module fused alone
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,21 +21,24 @@ from .._activations import ACTIVATIONS
 from .._checks import check_bool
 from . import swap
 from .find import Block, Search, Site
-from .forms import Found, form_of
-from .plan import Plan, is_linear_like, plan_of_activation
+from .forms import SERVED, Found, activation_of
+from .plan import Options, Plan, is_linear_like, plan_of_activation
 from .proof import Proof, place_of, prove, prove_again, random_input
 from .report import Fused, LeftAlone, Report
 
-__all__ = ["Fused", "LeftAlone", "Report", "form_of", "patch", "patched", "unpatch"]
+__all__ = ["Fused", "LeftAlone", "Report", "activation_of", "patch", "patched", "unpatch"]
 
 
-def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> Report:
-    """Swaps every GELU of the model's MLPs for the fused path, in place, and reports what it did and what it left.
+def patch(
+    model: nn.Module, activations: Iterable[str] | None = None, *, recompute: bool = False, verify: bool = True
+) -> Report:
+    """Swaps the activations of the model's MLPs for the fused path, in place, and reports what it did and what it left.
 
     A block is found by its structure and its activation by what it computes, never by names: a Linear (or Hugging
-    Face's Conv1D) and a GELU of any of the three forms, packed GeGLU with either half activated, GeGLU of two Linears;
-    in Hugging Face, timm, diffusers, torch.nn and hand-written models. Where a block does more than that, its
-    activation module is fused alone and the bias stays in its Linear.
+    Face's Conv1D) and an activation of the table, a packed GLU with either half activated, a GLU of two Linears; in
+    Hugging Face, timm, diffusers, torch.nn and hand-written models. Where a block does more than that, its activation
+    module is fused alone and the bias stays in its Linear. Of what torch computes back from its result (ReLU, sigmoid,
+    tanh) only GLUs are swapped: elsewhere nothing is gained.
 
     Parameters, state_dict, hooks, dtype, device, mode, tied weights and dropout stay as they are. Patched modules can
     be copied and pickled. Whoever changes a block afterwards (a hook on its Linear, an adapter, another activation)
@@ -45,6 +48,7 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
 
     Args:
         model: any module; also one MLP, or one activation.
+        activations: names of :func:`gelu_ext.activations`, all but the identity; None for all of these.
         recompute: where both Linears of a block are plain, keep the pre-activation only and compute the activation
             once more in the backward, see :func:`gelu_ext.mlp`.
         verify: run each block on random input before and after, forward and backward, in its own dtype, and swap it
@@ -54,11 +58,13 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
         A report that prints as a table; its ``fused`` and ``left_alone`` are lists.
 
     Raises:
-        TypeError: ``model`` is not a module, ``recompute`` or ``verify`` not a bool.
+        TypeError: ``model`` is not a module, ``activations`` no set of names, ``recompute`` or ``verify`` not a bool.
+        ValueError: an unknown name in ``activations``.
         ImportError: there is no compiled module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: expected model to be an nn.Module, got {type(model).__name__}")
+    options = Options(_checked(activations), recompute)
     for name, flag in (("recompute", recompute), ("verify", verify)):
         check_bool("patch", name, flag)
     _native.require()
@@ -66,10 +72,23 @@ def patch(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> 
     unpatch(model)
     try:
         with _undisturbed():
-            return _Patch(model, recompute, verify).run()
+            return _Patch(model, options, verify).run()
     except BaseException:  # out of memory, Ctrl-C
         _put_back(model, before)
         raise
+
+
+def _checked(activations: Iterable[str] | None) -> frozenset[str]:
+    if activations is None:
+        return frozenset(SERVED)
+    expected = f"patch: expected activations to be None or a set of {', '.join(map(repr, SERVED))}"
+    if isinstance(activations, str) or not isinstance(activations, Iterable):
+        raise TypeError(f"{expected}, got {activations!r}")
+    names = list(activations)
+    for name in names:
+        if name not in SERVED:
+            raise ValueError(f"{expected}, got one with {name!r}")
+    return frozenset(names)
 
 
 @contextmanager
@@ -95,14 +114,14 @@ def _put_back(model: nn.Module, methods: dict[nn.Module, swap.Installed]) -> Non
 class _Patch:
     """One call of patch(). Nothing is installed before everything is proved."""
 
-    def __init__(self, model: nn.Module, recompute: bool, verify: bool) -> None:
+    def __init__(self, model: nn.Module, options: Options, verify: bool) -> None:
         self.model, self.verify = model, verify
         self.report = Report()
         self.installs: list[tuple[Plan, nn.Module]] = []
         self.served: set[Site] = set()  # where activation modules are served by a block's plan
         self.proofs: dict[int, Proof] = {}  # of the plans, by id
         self.bar = _bar(sum(1 for _ in model.modules()))
-        self.search = Search(model, recompute, self.bar.update)
+        self.search = Search(model, options, self.bar.update)
 
     def run(self) -> Report:
         try:
@@ -149,15 +168,16 @@ class _Patch:
                 if found is None or id(activation) in done or (id(owner), name) in self.served:
                     continue
                 path = f"{owner_path}.{name}" if owner_path else name
-                if found.activation is not None:
+                why_not = found.why_not(self.search.options.activations)
+                if not why_not:
                     done.add(id(activation))
                     reason = self.search.reasons.get((id(owner), name), "no Linear before it")
                     self.activation(path, activation, found, reason, _place(owner))
                 elif any(is_linear_like(child) for child in owner.children()):
                     done.add(id(activation))
-                    self.leave(path, activation, f"computes {found.other}, not GELU")
+                    self.leave(path, activation, why_not)
         found = self.search.activations.get(id(self.model))
-        if found and found.activation:
+        if found and not found.why_not(self.search.options.activations):
             self.activation("", self.model, found, "no Linear before it", _place(self.model))
         for path, module, reason in self.search.not_understood:
             self.leave(path, module, reason)
@@ -170,7 +190,7 @@ class _Patch:
         device, dtype = place
         problem, proof = "someone has replaced its forward", None
         if not swap.is_replaced(module, "forward"):
-            plan = plan_of_activation(module, found)
+            plan = plan_of_activation(module, found, self.search.options)
             x = random_input(module, 64).to(device, dtype)
             proof = prove(module, plan, x, self.verify)
             problem = proof.problem
@@ -181,7 +201,7 @@ class _Patch:
         row = ACTIVATIONS[found.activation]
         kept = proof.eager_bytes, proof.fused_bytes
         name, function = path or "(the model)", plan.steps[0].function
-        self.report.fused.append(Fused(name, row.label, function, "kept", *kept, row.approximate, "", reason))
+        self.report.fused.append(Fused(name, row.label, function, "kept", *kept, row.name, "", reason))
 
     def leave(self, path: str, module: nn.Module, reason: str) -> None:
         self.report.left_alone.append(LeftAlone(path or "(the model)", type(module).__name__, reason))
@@ -203,14 +223,14 @@ def _bar(total: int) -> Any:
     return tqdm(total=total, desc="gelu_ext.patch", unit=" modules", delay=2.0, leave=False)
 
 
-def plan_again(module: nn.Module, method: str, recompute: bool) -> Plan | None:
+def plan_again(module: nn.Module, method: str, options: Options) -> Plan | None:
     """The plan of a patched block that was pickled in another process, if it is still one."""
     with _undisturbed():
-        search = Search(module, recompute)
+        search = Search(module, options)
         search.run()
         found = search.activations.get(id(module))
-        if found and found.activation:
-            return plan_of_activation(module, found)
+        if found and not found.why_not(options.activations):
+            return plan_of_activation(module, found, options)
         block = next((b for b in search.blocks if b.module is module and b.plan.method == method), None)
         return block.plan if block and not prove(module, block.plan, block.x, verify=True).problem else None
 
@@ -223,8 +243,7 @@ def _rows(block: Block, proof: Proof) -> Iterator[Fused]:
         if step.recompute and any(isinstance(module, nn.Dropout) and module.p > 0 for module in between):
             note = "recomputes where no dropout is active"
         kept = proof.eager_bytes, proof.fused_bytes
-        approximate = ACTIVATIONS[step.activation].approximate
-        yield Fused(block.name, step.form, step.function, bias, *kept, approximate, step.activated, note)
+        yield Fused(block.name, step.form, step.function, bias, *kept, step.activation, step.activated, note)
 
 
 def _place(owner: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -243,10 +262,12 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def patched(model: nn.Module, *, recompute: bool = False, verify: bool = True) -> Iterator[Report]:
+def patched(
+    model: nn.Module, activations: Iterable[str] | None = None, *, recompute: bool = False, verify: bool = True
+) -> Iterator[Report]:
     """``with patched(model) as report:`` patches for the length of the block, and puts back what was there before."""
     before = _methods(model)
     try:
-        yield patch(model, recompute=recompute, verify=verify)
+        yield patch(model, activations, recompute=recompute, verify=verify)
     finally:
         _put_back(model, before)

@@ -1,4 +1,4 @@
-"""Finds the blocks of a model that hold a GELU, and understands them, the smallest first."""
+"""Finds the blocks of a model that hold an activation, and understands them, the smallest first."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch.nn.parameter import is_lazy
 
 from ..linear import is_unwatched
 from . import swap
-from .forms import Found, classify
-from .plan import NotUnderstood, Plan, is_linear_like, make_plan
+from .forms import SERVED, Found, classify, gains, mentioned
+from .plan import NothingToFuse, NotUnderstood, Options, Plan, is_linear_like, make_plan
 from .proof import copy_of, quiet, random_input
+from .reads import loads_of
 from .record import DidNotRun, callables, first_line, record
 
 # The methods that hold the MLP of a module whose forward does more: torch.nn's and Hugging Face's names.
@@ -56,7 +57,7 @@ class Search:
     """All of a model's activations, the understood blocks, and why the others are not."""
 
     model: nn.Module
-    recompute: bool
+    options: Options
     tick: Callable[[], Any] = lambda: None  # called for every module
     activations: dict[int, Found] = field(default_factory=dict)  # by id of the module
     blocks: list[Block] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Search:
     not_understood: list[tuple[str, nn.Module, str]] = field(default_factory=list)  # blocks without such a module
     plans: dict[Any, list[tuple[Plan, int]]] = field(default_factory=lambda: defaultdict(list))  # with their widths
     refusals: dict[Any, str] = field(default_factory=dict)
+    understood: set[str] = field(default_factory=set)  # the reasons that are what a block computes
 
     def run(self) -> None:
         known: dict[Any, Found] = {}
@@ -80,16 +82,25 @@ class Search:
         seen.add(id(module))
         self.tick()
         if isinstance(module, torch.jit.ScriptModule):
-            if "aten::gelu" in str(getattr(module, "inlined_graph", "")):
+            graph = str(getattr(module, "inlined_graph", ""))
+            if any(f"aten::{name}(" in graph and gains(name) for name in SERVED):
                 self.not_understood.append((path, module, "it is compiled by TorchScript"))
             return
         for name, child in module._modules.items():
             if child is not None and id(child) not in seen:
                 self._visit(f"{path}.{name}" if path else name, child, seen)
-        if not module._modules or type(module).__module__.split(".")[0] == "gelu_ext":
+        if type(module).__module__.split(".")[0] == "gelu_ext":
             return
-        sites = self._sites_below(module)
-        if not (sites or _mentions_gelu(module) or (self.recompute and self._could_grow(module))):
+        if not module._modules and not _batches_experts(module):
+            return
+        sites, named = self._sites_below(module), _mentions(module) & self.options.activations
+        if not (sites or named or (self.options.recompute and self._could_grow(module))):
+            return
+        if _batches_experts(module):
+            reason = "the weights of its experts are one tensor, not Linears"
+            self.reasons.update(dict.fromkeys(sites, reason))
+            if not sites:
+                self.not_understood.append((path, module, reason))
             return
         widths = _widths(module)
         if not widths or sum(1 for _ in module.modules()) > _MOST_MODULES:
@@ -104,17 +115,20 @@ class Search:
             self.blocks.append(block)
         for site in sites:
             self.reasons.setdefault(site, reason)
-        if not block and not sites and _mentions_gelu(module):
+        if not block and not sites and (any(map(gains, named)) or reason in self.understood):
             self.not_understood.append((path, module, reason))
 
     def _sites_below(self, module: nn.Module) -> list[Site]:
-        """Where GELU modules stand below this one, and no smaller block has been tried."""
+        """Where activations that are asked for stand below this one, and no smaller block has been tried."""
         return [
             (id(owner), name)
             for owner in (module, *_children(module, _DEPTH - 1))
             for name, child in owner._modules.items()
-            if self.activations.get(id(child), Found()).activation and (id(owner), name) not in self.reasons
+            if self.is_asked_for(child) and (id(owner), name) not in self.reasons
         ]
+
+    def is_asked_for(self, module: nn.Module | None) -> bool:
+        return self.activations.get(id(module), Found()).activation in self.options.activations
 
     def _could_grow(self, module: nn.Module) -> bool:
         """Whether a block right below lacks the second Linear, which this one may have."""
@@ -153,6 +167,9 @@ class Search:
                 try:
                     x = random_input(copied, width)
                     return Block(path, module, self._plan(module, copied, method, x), x), ""
+                except NothingToFuse as why:
+                    self.understood.add(str(why))
+                    return None, str(why)
                 except NotUnderstood as why:
                     reason = reason if method != "forward" and reason else str(why)
                     break
@@ -166,7 +183,7 @@ class Search:
             raise NotUnderstood(f"someone has replaced its {method}")
         with quiet(x.device):
             recordings = [record(copied, module, method, x, training) for training in (True, False)]
-            plan = make_plan(module, method, recordings, self.recompute)
+            plan = make_plan(module, method, recordings, self.options)
             why_not = plan.why_not(module, x)
         if why_not:
             raise NotUnderstood(why_not)
@@ -174,7 +191,7 @@ class Search:
 
     def in_order(self) -> list[Block]:
         """With ``recompute`` a block that has its second Linear goes before a smaller one that has not."""
-        if not self.recompute:
+        if not self.options.recompute:
             return self.blocks
         return sorted(self.blocks, key=lambda block: not any(step.second for step in block.plan.fused))
 
@@ -192,6 +209,11 @@ def _children(module: nn.Module, depth: int) -> Iterator[nn.Module]:
                 yield from _children(child, depth - 1)
 
 
+def _batches_experts(module: nn.Module) -> bool:
+    """Whether it holds the weights of several Linears, before and after an activation, in tensors of its own."""
+    return sum(t is not None and not is_lazy(t) and t.dim() == 3 for t in module._parameters.values()) >= 2
+
+
 def _widths(module: nn.Module) -> list[int]:
     """The input widths of the Linears below, nearest first, each once."""
     widths: dict[int, None] = {}
@@ -204,14 +226,14 @@ def _widths(module: nn.Module) -> list[int]:
     return list(widths)[:4]
 
 
-def _mentions_gelu(module: nn.Module) -> bool:
-    """Whether the code of its class calls a function with gelu in its name, or it keeps such a function.
+def _mentions(module: nn.Module) -> set[str]:
+    """The activations that the code of its class may call as functions, and those of the functions that it keeps.
 
     What makes the module (its __init__) calls none. What it makes is seen where it stands: a container is not to answer
-    for the GELUs of its children.
+    for the activations of its children.
     """
-    if any(classify(function).activation for path, _, _, function in callables(module) if not path):
-        return True
+    kept = (classify(function).activation for path, _, _, function in callables(module) if not path)
+    found = {name for name in kept if name}
     for cls in type(module).__mro__:
         if cls is nn.Module:
             break
@@ -219,15 +241,23 @@ def _mentions_gelu(module: nn.Module) -> bool:
             function = inspect.unwrap(member) if callable(member) else member
             if method in ("__init__", "__setstate__") or not isinstance(function, types.FunctionType):
                 continue
-            if any("gelu" in name.lower() and not _is_part(module, name) for name in function.__code__.co_names):
-                return True
-    return False
+            for name, is_global in _names_in(function.__code__):
+                activation = mentioned(name)
+                if activation and (is_global or not _is_part(module, name)):
+                    found.add(activation)
+    return found
+
+
+def _names_in(code: types.CodeType) -> Iterator[tuple[str, bool]]:
+    """The last name of everything that it loads, and whether that is a global variable, or of one."""
+    for loads in loads_of(code).values():
+        for load in loads:
+            if load.attributes or load.kind == "global":
+                yield (load.name, *load.attributes)[-1], load.kind == "global"
 
 
 def _is_part(module: nn.Module, name: str) -> bool:
     """Whether the name is that of a child or a setting, its own or a child's, as nn.TransformerEncoder asks for one."""
-    if name == "gelu":
-        return False  # torch's function, whatever else is called so
     parts = (m for m in module.modules() if name in m._modules or name in vars(m))
     return any(name in m._modules or not callable(vars(m)[name]) for m in parts)
 

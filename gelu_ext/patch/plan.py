@@ -2,7 +2,7 @@
 
 A plan exists only where every call of the recording has its place in
 
-    x -> module -> ... -> Linear -> GELU | GeGLU of two halves | GeGLU of two Linears -> module -> ... -> result
+    x -> module -> ... -> Linear -> activation | GLU of two halves | GLU of two Linears -> module -> ... -> result
 
 so a block that does anything else is not understood, and says so.
 """
@@ -13,20 +13,20 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from .._activations import ACTIVATIONS, GELUS
+from .._activations import ACTIVATIONS
 from .._operations import OPERATIONS
 from .._surroundings import as_linear_casts, autocasts
 from ..functional import CALLS, elementwise
 from ..linear import any_global_hooks, has_hooks, is_unwatched
 from ..mlp import linear_op_linear
-from .forms import Found, classify
+from .forms import Found, classify, classify_call
 from .guard import Holds, Modules, is_conv1d, linear_kind, make_guard
 from .reads import Read
 from .record import Event, Recording
@@ -34,6 +34,17 @@ from .record import Event, Recording
 
 class NotUnderstood(Exception):
     """Why there is no plan, as a clause for the report."""
+
+
+class NothingToFuse(NotUnderstood):
+    """It is understood, and there is no plan because of what it computes."""
+
+
+class Options(NamedTuple):
+    """Of patch(), for every plan."""
+
+    activations: frozenset[str]
+    recompute: bool
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,7 @@ class Step:
     @property
     def function(self) -> str:
         """The public function that it is."""
-        op = OPERATIONS[self.op]
-        return op.gelu_mlp if self.recompute else op.gelu
+        return OPERATIONS[self.op].called(self.activation, in_mlp=self.recompute)
 
     def run(self, modules: Modules, x: Tensor) -> Tensor:
         if self.op == "module":
@@ -125,7 +135,7 @@ class Plan:
     steps: tuple[Step, ...]
     roles: tuple[tuple[str, str], ...]  # of the block's modules: "called", "linear" (its weight is used), "bypassed"
     holds: Holds  # (block, x) -> the modules by path, or None
-    recompute: bool
+    options: Options
     traceable: bool = True  # into a graph: for every dtype and device
 
     @property
@@ -173,9 +183,10 @@ def why_not_plain(path: str, module: nn.Module) -> str:
 class _Line:
     """Walks a recording from its input to its result. Each method consumes the events that it understands."""
 
-    def __init__(self, block: nn.Module, recording: Recording) -> None:
+    def __init__(self, block: nn.Module, recording: Recording, asked: frozenset[str]) -> None:
         self.block = block
         self.recording = recording
+        self.asked = asked
         self.consumers: dict[int, list[Event]] = defaultdict(list)
         for event in recording.events:
             for value in set(event.inputs):
@@ -206,11 +217,13 @@ class _Line:
         if self.is_nothing(event):
             self.casts |= event.name != "contiguous"
             return None, event.outputs[0]
-        activation = self.activation(event)
-        if activation:
-            step = Step("bias_act", "", "", _activation_path(event), activation, why_not="no Linear before it")
+        found = self.found(event)
+        if found and not found.why_not(self.asked):
+            step = Step("bias_act", "", "", _activation_path(event), self.take(event), why_not="no Linear before it")
             return step, event.outputs[0]
         if event.kind != "module" or not event.simple:
+            if found:
+                raise NothingToFuse(f"it {found.why_not(self.asked)}")
             raise NotUnderstood(f"its forward calls {event.name}, which has no place in a straight line")
         if not is_linear_like(self.module(event)):
             return Step("module", event.name), event.outputs[0]
@@ -221,10 +234,10 @@ class _Line:
         out = event.outputs[0]
         after = self.consumers[out]
         if len(after) == 1:
-            activation = self.activation(after[0])
-            if activation:
+            found = self.found(after[0])
+            if found and not found.why_not(self.asked):
                 self.seen += 1
-                step = Step("bias_act", event.name, "", _activation_path(after[0]), activation)
+                step = Step("bias_act", event.name, "", _activation_path(after[0]), self.take(after[0]))
                 return self.with_bias(step), after[0].outputs[0]
             if _is_halves(after[0], self.recording):
                 return self.halves(event, after[0].outputs)
@@ -236,14 +249,11 @@ class _Line:
     def halves(self, event: Event, halves: tuple[int, ...], events: int = 1) -> tuple[Step, int]:
         """Two halves of one tensor, one of them through the activation, and their product."""
         users = [self.only(half) for half in halves]
-        found = [self.activation(user) for user in users]
-        if sum(name is not None for name in found) != 1:
-            raise NotUnderstood("its forward does not activate one of the two halves with GELU")
-        first = found[0] is not None
+        first = self.first_is_activated(users, "the two halves")
         activated, product = users if first else users[::-1]
         self.is_product(product, activated.outputs[0], halves[1 if first else 0])
         self.seen += events + 2
-        step = Step("glu", event.name, "", _activation_path(activated), found[0] or found[1] or "")
+        step = Step("glu", event.name, "", _activation_path(activated), self.take(activated))
         return self.with_bias(replace(step, activated="first" if first else "second")), product.outputs[0]
 
     def two_linears(self, events: list[Event]) -> tuple[Step, int]:
@@ -252,15 +262,23 @@ class _Line:
             names = " and ".join(event.name for event in events)
             raise NotUnderstood(f"its forward gives one value to {names}")
         users = [self.only(event.outputs[0]) for event in events]
-        found = [self.activation(user) for user in users]
-        if sum(name is not None for name in found) != 1:
-            raise NotUnderstood("its forward does not activate one of two Linears with GELU")
-        if found[0] is None:
-            events, users, found = events[::-1], users[::-1], found[::-1]
+        if not self.first_is_activated(users, "two Linears"):
+            events, users = events[::-1], users[::-1]
         self.is_product(users[1], users[0].outputs[0], events[1].outputs[0])
         self.seen += 4
-        step = Step("act_mul", events[0].name, events[1].name, _activation_path(users[0]), found[0])
+        step = Step("act_mul", events[0].name, events[1].name, _activation_path(users[0]), self.take(users[0]))
         return self.with_bias(step), users[1].outputs[0]
+
+    def first_is_activated(self, users: list[Event], of: str) -> bool:
+        """Of the two operands of a GLU, whose users these are; one of them has to be."""
+        found = [self.found(user) for user in users]
+        served = [f.activation in self.asked for f in found]
+        if sum(served) == 1:
+            return served[0]
+        other = next((f for f in found if f and not served[0] and not served[1]), None)
+        if other:
+            raise NothingToFuse(f"it {other.why_not(self.asked)}")
+        raise NotUnderstood(f"its forward does not activate one of {of}")
 
     def only(self, value: int) -> Event:
         if len(self.consumers[value]) != 1 or value == self.recording.result:
@@ -286,25 +304,24 @@ class _Line:
             return replace(step, why_not="none")
         return replace(step, takes_bias=True)
 
-    def activation(self, event: Event) -> str | None:
-        """The activation that the event computes, if patch() serves it."""
+    def found(self, event: Event) -> Found:
+        """The activation that the event computes, if it computes one."""
         if len(event.inputs) != 1 or len(event.outputs) != 1:
-            return None
+            return Found()
         if event.kind == "function":
-            if event.call is not F.gelu:
-                return None
-            approximate = event.options.get("approximate", event.arguments[1] if len(event.arguments) > 1 else "none")
-            return GELUS.get(approximate)
+            return classify_call(event.call, event.arguments, event.options)
         if not event.simple:
-            return None
+            return Found()
         if event.kind == "attribute":
-            found, path = classify(event.call), ""
-        else:
-            module, path = self.module(event), event.name
-            found = Found() if module._modules or is_linear_like(module) else classify(module)
-        if found.activation:
-            self.reads += [_below(path, read) for read in found.reads]
-        return found.activation
+            return classify(event.call)
+        module = self.module(event)
+        return Found() if module._modules or is_linear_like(module) else classify(module)
+
+    def take(self, event: Event) -> str:
+        """Its name, for a step; what it depends on is the plan's from now on."""
+        found = self.found(event)
+        self.reads += [_below(_activation_path(event), read) for read in found.reads]
+        return found.activation or ""
 
     def module(self, event: Event) -> nn.Module:
         """The real one: the event's is the recorder's, under observation."""
@@ -351,11 +368,11 @@ def _names_a_dimension(event: Event) -> bool:
     return not isinstance(dim, int) or dim >= 0
 
 
-def make_plan(block: nn.Module, method: str, recordings: list[Recording], recompute: bool) -> Plan:
+def make_plan(block: nn.Module, method: str, recordings: list[Recording], options: Options) -> Plan:
     """The plan of a block, recorded in training and in evaluation mode. Raises NotUnderstood with the reason."""
-    steps, casts, found = _steps(block, recordings[0], recompute)
+    steps, casts, found = _steps(block, recordings[0], options)
     for recording in recordings[1:]:
-        if _steps(block, recording, recompute)[0] != steps:
+        if _steps(block, recording, options)[0] != steps:
             raise NotUnderstood("its forward takes another way in training mode than in evaluation mode")
     reads = {read.key: read for recording in recordings for read in recording.reader.reads.values()}
     reads.update((read.key, read) for read in found)
@@ -368,15 +385,15 @@ def make_plan(block: nn.Module, method: str, recordings: list[Recording], recomp
     holds = make_guard(block, method, roles, reads.values(), modes, like, by_dtype, by_device, halves)
     kinds = {linear_kind(block.get_submodule(path)) for path, role in roles.items() if role == "linear"}
     traceable = not (by_dtype or by_device) and "conv1d" not in kinds  # whose weight is transposed, no parameter
-    return Plan(method, argument_of(block, method), steps, tuple(roles.items()), holds, recompute, traceable)
+    return Plan(method, argument_of(block, method), steps, tuple(roles.items()), holds, options, traceable)
 
 
-def plan_of_activation(module: nn.Module, found: Found) -> Plan:
+def plan_of_activation(module: nn.Module, found: Found, options: Options) -> Plan:
     """The plan of an activation module that stands alone."""
     like = torch.empty((), device="cpu")
     holds = make_guard(module, "forward", {}, found.reads, (), like, False, False)
     steps = (Step("bias_act", activation=found.activation),)
-    return Plan("forward", argument_of(module, "forward"), steps, (), holds, recompute=False)
+    return Plan("forward", argument_of(module, "forward"), steps, (), holds, options)
 
 
 def argument_of(block: nn.Module, method: str) -> str:
@@ -396,17 +413,18 @@ def _below(path: str, read: Read) -> Read:
     return read._replace(base=path) if read.base == "" else read
 
 
-def _steps(block: nn.Module, recording: Recording, recompute: bool) -> tuple[tuple[Step, ...], bool, list[Read]]:
+def _steps(block: nn.Module, recording: Recording, options: Options) -> tuple[tuple[Step, ...], bool, list[Read]]:
     """(the steps, whether there are casts that do nothing at this dtype, what their activations read)"""
     if recording.odd:
         raise NotUnderstood(f"its {recording.method} {recording.odd}")
-    line = _Line(block, recording)
+    line = _Line(block, recording, options.activations)
     steps = list(line.steps())
     if not any(step.op != "module" for step in steps):
-        found = (classify(block.get_submodule(step.path)).other for step in steps)
-        other = next((name for name in found if name), None)
-        raise NotUnderstood(f"it computes {other}, not GELU" if other else "it computes no GELU")
-    steps = [replace(step, recompute=recompute and bool(step.second)) for step in _with_second_linear(block, steps)]
+        found = next(filter(None, (classify(block.get_submodule(step.path)) for step in steps)), None)
+        raise NothingToFuse(f"it {found.why_not(options.activations)}" if found else "it computes no activation")
+    steps = [
+        replace(step, recompute=options.recompute and bool(step.second)) for step in _with_second_linear(block, steps)
+    ]
     return tuple(steps), line.casts, line.reads
 
 

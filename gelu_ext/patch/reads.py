@@ -92,7 +92,7 @@ _BETWEEN = ("EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL")  # may stand between a 
 
 
 @functools.lru_cache(maxsize=4096)
-def _loads(code: types.CodeType) -> dict[int, tuple[Load, ...]]:
+def loads_of(code: types.CodeType) -> dict[int, tuple[Load, ...]]:
     """What each instruction loads, by its offset."""
     loads: dict[int, list[Load]] = {}
     last: tuple[int, int] | None = None  # where attributes would go on
@@ -159,6 +159,13 @@ def _tensor_functions() -> set[Any]:
     known = {f for functions in torch.overrides.get_overridable_functions().values() for f in functions}
     made_of_them = {f for f in vars(F).values() if getattr(f, "__module__", None) == F.__name__ and callable(f)}
     return known | made_of_them | _OURS
+
+
+def is_tensor_function(function: Any) -> bool:
+    try:
+        return function in _tensor_functions()
+    except TypeError:  # not hashable
+        return False
 
 
 def is_torchs(function: Any) -> bool:
@@ -241,7 +248,7 @@ class Reader:
             if isinstance(function, types.MethodType):
                 module = function.__self__ if isinstance(function.__self__, nn.Module) else None
                 function = function.__func__
-            if not isinstance(function, types.FunctionType):
+            if not isinstance(function, types.FunctionType) or is_tensor_function(function):
                 self._callable((), function)
                 continue
             if function.__code__ in seen:
@@ -254,7 +261,7 @@ class Reader:
         code = function.__code__
         first = code.co_varnames[0] if code.co_argcount and module is not None else None
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-        for loads in _loads(code).values():
+        for loads in loads_of(code).values():
             for load in loads:
                 if load.kind == "local" and load.name == first:
                     if not load.attributes:
@@ -391,7 +398,7 @@ class Reader:
     def _callable(self, taken: tuple[str, ...], value: Any) -> None:
         """A function that may run: it is recorded, or read as well, or changes nothing and asks for nothing."""
         try:
-            known = value in _BUILTINS or value in _HARMLESS or value in _tensor_functions()
+            known = value in _BUILTINS or value in _HARMLESS or is_tensor_function(value)
         except TypeError:
             known = False
         if known or value in vars(math).values() or value in _ARITHMETIC:
@@ -477,7 +484,7 @@ class Watch:
 
     def _opcode(self, frame: types.FrameType, event: str, argument: Any) -> Any:
         if event == "opcode":
-            for load in _loads(frame.f_code).get(frame.f_lasti, ()):
+            for load in loads_of(frame.f_code).get(frame.f_lasti, ()):
                 self.read(frame, lambda local, load=load: self.reader.instruction(load, frame.f_globals, local))
         return self._opcode
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .forms import mentioned
 from .reads import METADATA, Reader, Stop, Watch
 
 # What a forward may ask of a tensor without using its numbers: attributes by __get__, and these. Dtype and device can
@@ -62,7 +63,8 @@ def looks_like_activation(name: str, value: Any) -> bool:
     """A function kept in a module's attribute, as in nn.TransformerEncoderLayer.activation."""
     if isinstance(value, (nn.Module, type)) or not callable(value):
         return False
-    return any(word in name.lower() for word in ("act", "gelu", "nonlin")) and not name.startswith("_")
+    named = any(word in name.lower() for word in ("act", "nonlin")) or mentioned(name) is not None
+    return named and not name.startswith("_")
 
 
 def callables(root: nn.Module) -> Iterator[tuple[str, nn.Module, str, Callable[..., Any]]]:

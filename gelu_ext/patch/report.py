@@ -10,12 +10,12 @@ class Fused:
     """One activation that now runs fused."""
 
     block: str  # path of the patched module in the model, with its method where that is not forward
-    form: str  # "exact (erf)", "tanh", "quick (sigmoid)", and the activated half of a packed GeGLU
+    form: str  # the activation's label, "exact (erf)", "SiLU", and the activated half of a packed GLU
     op: str  # the function of gelu_ext that runs
     bias: str  # "fused", "kept" in its Linear, or "none"
     bytes_before: int  # what autograd keeps of the block, per token
     bytes_after: int
-    approximate: str = ""
+    activation: str = ""  # its name
     activated: str = ""
     note: str = ""  # why not more of it is fused
 

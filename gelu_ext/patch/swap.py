@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
-from .plan import Plan
+from .plan import Options, Plan
 
 _KEY = "_gelu_ext"
 _REPLICATE = "_replicate_for_data_parallel"
@@ -81,10 +81,10 @@ def _in_place_of(original: Callable[..., Any], name: str) -> Callable[..., Any]:
 class Installed(_OfOwner):
     """A plan in a block: runs where that holds, else the method of the block's class."""
 
-    def __init__(self, owner: nn.Module | None, plan: Plan | None, name: str, again: bool | None = None) -> None:
+    def __init__(self, owner: nn.Module | None, plan: Plan | None, name: str, again: Options | None = None) -> None:
         super().__init__(owner, name)
         self.plan = plan
-        self.again = again  # unpickled: `recompute` of a plan that is to be made on the first call
+        self.again = again  # unpickled: the options of a plan that is to be made on the first call
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         owner = self.owner
@@ -119,16 +119,16 @@ class Installed(_OfOwner):
         """The plan, in the process that has unpickled the block: its code may be another here."""
         from . import plan_again
 
-        recompute = self.again
+        options = self.again
         remove(owner)
-        self.plan = plan_again(owner, self.name, recompute)
+        self.plan = plan_again(owner, self.name, options)
         put(owner, self)
 
     def moved_to(self, owner: nn.Module | None) -> Installed:
         return Installed(owner, self.plan, self.name, self.again)
 
     def __reduce__(self) -> Any:
-        again = self.again if self.plan is None else self.plan.recompute
+        again = self.again if self.plan is None else self.plan.options
         return Installed, (self.owner, None, self.name, again)
 
 
