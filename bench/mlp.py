@@ -65,6 +65,13 @@ class TwoGeglu(nn.Module):
         return self.down(F.gelu(self.gate(x), approximate="tanh") * self.up(x))
 
 
+class TwoSwiglu(TwoGeglu):
+    """SwiGLU of two Linears, as in Llama, Mistral and Qwen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
 class Stack(nn.Module):
     """Pre-norm blocks with a residual: a transformer without its attention."""
 
@@ -80,6 +87,7 @@ class Stack(nn.Module):
 
 
 KINDS: dict[str, type[nn.Module]] = {"GELU": Gelu, "GeGLU": Geglu, "GeGLU, two Linears": TwoGeglu}
+KINDS["SwiGLU, two Linears"] = TwoSwiglu
 
 
 def variants(model: nn.Module) -> dict[str, nn.Module]:

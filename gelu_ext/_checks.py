@@ -104,15 +104,18 @@ def _check_hidden_bias(op: str, name: str, bias: Any, x: Tensor, width: int) -> 
         check_tensor(op, name, bias, None if may_differ else x, (width,))
 
 
-def check_mlp(op: str, x: Any, branches: Iterable[tuple[str, Any, str, Any]], w2: Any, b2: Any, parts: int) -> None:
-    """The tensors of an MLP. A branch is (name of a weight, the weight, name of its bias, the bias), in `parts`."""
+def check_mlp(
+    op: str, names: tuple[tuple[str, str], ...], parts: int, x: Any, w2: Any, b2: Any, *branches: Any
+) -> None:
+    """The tensors of an MLP, whose branches are its weights and then its biases: called ``names``, each in `parts`."""
     check_tensor(op, "x", x, None, None)
     if x.dtype not in _DTYPES:
         raise TypeError(f"{op}: expected x of dtype float64, float32, float16 or bfloat16, got {x.dtype}")
     if x.dim() == 0:
         raise ValueError(f"{op}: expected x of at least 1 dimension, got a scalar")
     rows: int | None = None
-    for w_name, w, b_name, b in branches:
+    for i, (w_name, b_name) in enumerate(names):
+        w, b = branches[i], branches[i + len(names)]
         check_tensor(op, w_name, w, x, (rows, x.size(-1)))
         rows = w.shape[0]
         if rows % parts:

@@ -218,15 +218,18 @@ def linear_op_linear(
     return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
 
 
+# Of an operation's branches: what the arguments of its MLP are called, weight and bias.
+_NAMES = {
+    BIAS_ACT.name: (("w1", "b1"),),
+    GLU.name: (("w1", "b1"),),
+    ACT_MUL.name: (("w_activated", "b_activated"), ("w_linear", "b_linear")),
+}
+
+
 def _checked(public: str, op: Operation, names: tuple[str, ...], recompute: bool, *tensors: Tensor | None) -> Tensor:
     """The MLP of an operation: x, w2, b2, then ``branches`` as of the node. Its sentences begin with ``public``."""
     check_bool(public, "recompute", recompute)
-    x, w2, b2, *branches = tensors
-    operands = [f"_{name}" for name in op.matrices] if len(op.matrices) > 1 else ["1"]
-    weights, biases = ([letter + operand for operand in operands] for letter in "wb")
-    check_mlp(
-        public, x, tuple(zip(weights, branches, biases, branches[len(operands) :], strict=False)), w2, b2, op.halves
-    )
+    check_mlp(public, _NAMES[op.name], op.halves, *tensors)
     return linear_op_linear(op, names, recompute, *tensors)
 
 

@@ -120,6 +120,7 @@ class _Patch:
         self.installs: list[tuple[Plan, nn.Module]] = []
         self.served: set[Site] = set()  # where activation modules are served by a block's plan
         self.proofs: dict[int, Proof] = {}  # of the plans, by id
+        self.disproved: dict[Site, str] = {}  # why the block of an activation module is not swapped, though understood
         self.bar = _bar(sum(1 for _ in model.modules()))
         self.search = Search(model, options, self.bar.update)
 
@@ -141,7 +142,7 @@ class _Patch:
                 continue
             proof = self.prove(block.module, block.plan, block.x)
             if proof.problem:
-                self.search.reasons.update(dict.fromkeys(block.sites(), proof.problem))
+                self.disproved.update(dict.fromkeys(block.sites(), proof.problem))
                 if not block.sites():
                     self.search.not_understood.append((block.path, block.module, proof.problem))
                 continue
@@ -168,14 +169,17 @@ class _Patch:
                 if found is None or id(activation) in done or (id(owner), name) in self.served:
                     continue
                 path = f"{owner_path}.{name}" if owner_path else name
-                why_not = found.why_not(self.search.options.activations)
+                why_not, disproved = (
+                    found.why_not(self.search.options.activations),
+                    self.disproved.get((id(owner), name)),
+                )
                 if not why_not:
                     done.add(id(activation))
-                    reason = self.search.reasons.get((id(owner), name), "no Linear before it")
+                    reason = disproved or self.search.reasons.get((id(owner), name), "no Linear before it")
                     self.activation(path, activation, found, reason, _place(owner))
                 elif any(is_linear_like(child) for child in owner.children()):
                     done.add(id(activation))
-                    self.leave(path, activation, why_not)
+                    self.leave(path, activation, disproved or why_not)
         found = self.search.activations.get(id(self.model))
         if found and not found.why_not(self.search.options.activations):
             self.activation("", self.model, found, "no Linear before it", _place(self.model))
