@@ -451,27 +451,32 @@ def test_a_replaced_forward_of_the_class_is_obeyed(monkeypatch):
     assert calls == [1]
 
 
-@pytest.mark.parametrize("target", ["F.gelu", "nn.GELU.forward", "nn.Linear.forward", "helper", "own method"])
+TARGETS = ["F.gelu", "F.silu", "nn.GELU.forward", "nn.SiLU.forward", "F.silu of nn.SiLU"]
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "nn.Linear.forward", "helper", "own method"])
 def test_a_function_replaced_anywhere_is_obeyed(target, monkeypatch):
     class Uses(Block):
         def forward(self, x):
-            return scale(self.last(F.gelu(self.fc(x)) if target == "F.gelu" else self.act(self.fc(x))))
+            h = self.fc(x)
+            h = F.gelu(h) if target == "F.gelu" else F.silu(h) if target == "F.silu" else self.act(h)
+            return scale(self.last(h))
 
         def last(self, h):
             return self.proj(h)
 
-    eager = Uses()
+    eager = Uses(nn.SiLU() if "SiLU" in target else None)
     ours = patched_copy(eager)
     x = torch.randn(3, C)
     torch.testing.assert_close(ours(x), eager(x))
-    if target == "F.gelu":
-        monkeypatch.setattr(F, "gelu", lambda t, approximate="none": t.relu())
+    if target.startswith("F."):
+        monkeypatch.setattr(F, target[2:6], lambda t, **options: t.relu())
     elif target == "helper":
         monkeypatch.setitem(globals(), "scale", lambda y: 3 * y)
     elif target == "own method":
         monkeypatch.setattr(Uses, "last", lambda self, h: 2 * self.proj(h))
     else:
-        owner = nn.GELU if "GELU" in target else nn.Linear
+        owner = getattr(nn, target.split(".")[1])
         original = owner.forward
         monkeypatch.setattr(owner, "forward", lambda self, t: 2 * original(self, t))
     torch.testing.assert_close(ours(x), eager(x))
