@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ._activations import ACTIVATIONS
 from .modules import GELU, BiasAct
@@ -32,12 +34,25 @@ def register_with_transformers() -> Callable[[], None]:
                 dict.__setitem__(ACT2FN, name, original)
 
     replaced = {}
-    for name, original in list(dict.items(ACT2FN)):  # the entries themselves: ACT2FN[name] makes a module of one
-        activation = None if _is_ours(original) else activation_of(ACT2FN[name])
+    with _without_warnings("transformers"):  # some entries warn when they are made, of an extension that they miss
+        computes = {name: activation_of(ACT2FN[name]) for name, entry in dict.items(ACT2FN) if not _is_ours(entry)}
+    for name, activation in computes.items():
         if activation is not None and gains(activation):
-            replaced[name] = original, _ours(activation)
+            # The entry itself: ACT2FN[name] makes a module of it.
+            replaced[name] = dict.__getitem__(ACT2FN, name), _ours(activation)
             dict.__setitem__(ACT2FN, name, replaced[name][1])
     return undo
+
+
+@contextmanager
+def _without_warnings(logger: str) -> Iterator[None]:
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _ours(activation: str) -> tuple[type, dict[str, str]]:

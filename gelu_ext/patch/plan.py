@@ -421,7 +421,9 @@ def _steps(block: nn.Module, recording: Recording, options: Options) -> tuple[tu
     steps = list(line.steps())
     if not any(step.op != "module" for step in steps):
         found = next(filter(None, (classify(block.get_submodule(step.path)) for step in steps)), None)
-        raise NothingToFuse(f"it {found.why_not(options.activations)}" if found else "it computes no activation")
+        if found:
+            raise NothingToFuse(f"it {found.why_not(options.activations)}")
+        raise NotUnderstood("it computes no activation")
     steps = [
         replace(step, recompute=options.recompute and bool(step.second)) for step in _with_second_linear(block, steps)
     ]
