@@ -1,17 +1,20 @@
 // THE MATHEMATICS, once, for g++ and nvcc: every activation's value and slope, and the list of them.
 // Knows scalar_math.h and the tables of pieces.h, nothing else.
 //
-// Every activation here is x F(x), where F rises from 0 to 1 and F(-x) = 1 - F(x). With t = |x|, its upper tail
-// tail(t) = t F(-t) gives everything without cancellation:
-//     value(x) = max(x, 0) - tail(t)            slope(x) = S(t) for x < 0, 1 - S(t) for x > 0,
-// where S(t) = F(-t) - t F'(t) is the slope at -t.
+// An activation is a struct with a name, which is what users call it, and one of two sets of members, for each
+// precision P of scalar_math.h. Activation, below, makes value, slope and both of either.
 //
-// An activation is a struct with these members, for each precision P of scalar_math.h:
-//     name                            what users call it
+// A gate is x F(x), where F rises from 0 to 1 and F(-x) = 1 - F(x). With t = |x|, its upper tail tail(t) = t F(-t)
+// gives everything without cancellation:
+//     value(x) = max(x, 0) - tail(t)            slope(x) = S(t) for x < 0, 1 - S(t) for x > 0,
+// where S(t) = F(-t) - t F'(t) is the slope at -t. So its struct says no more than
 //     tail<P>(t), tail_slope<P>(t),   tail(t), S(t) and both. Each is a product whose last multiplication is not done
-//     tail_and_slope<P>(t)            yet: Activation, below, fuses it with the subtraction in value(x) or slope(x).
+//     tail_and_slope<P>(t)            yet: Activation fuses it with the subtraction in value(x) or slope(x).
 //     limit<P>                        t is clamped to it. There tail and S are 0 in P's arithmetic, so that nothing
 //                                     overflows and no residue is left for a gate to multiply.
+// Any other function says itself what it is, for every x, infinities and NaN too:
+//     value<P>(x), slope<P>(x), value_and_slope<P>(x)
+//
 // To add one, write its struct (for x sigmoid(k x) one like GeluSigmoid is enough) and put it into the list
 // Activations; CONTRIBUTING.md has the other steps.
 //
@@ -257,6 +260,44 @@ struct Gelu {
   }
 };
 
+// A sum, its rounding error, and divisions by it; below, sums of exponential functions.
+template <class P>
+struct Divisor {
+  using T = typename P::type;
+
+  T sum, sum_error, inverse;
+
+  GELU_EXT_FN Divisor(T sum, T sum_error) : sum(sum), sum_error(sum_error), inverse(inverse_of(sum)) {}
+
+  GELU_EXT_FN T divide(T a) const {
+    if constexpr (is_single<P>) return quotient(a, sum, sum_error, inverse);
+    return a * inverse;
+  }
+
+  // a / sum^2
+  GELU_EXT_FN T divide_twice(T a) const {
+    if constexpr (is_single<P>) {
+      const T square = fused(sum, sum, sum * (sum_error + sum_error));
+      return quotient(a, square, inverse * inverse);
+    } else {
+      return a * inverse * inverse;
+    }
+  }
+
+ private:
+  static GELU_EXT_FN T inverse_of(T sum) {
+    if constexpr (is_single<P>) return rough_reciprocal(sum);
+    return reciprocal(sum);
+  }
+};
+
+// 1 + e for an Exp2 that is at most 1
+template <class P, class E, class T = typename P::type>
+GELU_EXT_FN Divisor<P> one_plus(E e) {
+  const T sum = e.whole().plus(1);
+  return {sum, e.whole().plus(1 - sum)};
+}
+
 // x sigmoid(z(x)) with an odd, rising polynomial z, which `Argument` computes. With e = exp(-z(t)) <= 1,
 //     F(-t) = e/(1 + e)      F'(t) = e/(1 + e)^2 z'(t)      S(t) = e (1 + e - t z'(t))/(1 + e)^2.
 template <class Argument>
@@ -275,7 +316,7 @@ struct SigmoidGate {
   static GELU_EXT_FN auto tail(T t) {
     static_assert(is_double<P> || limit<P> < 0x1p10, "kVanishing is for factors up to 2^10");
     const Exp2<P> e = Argument::template exp_minus<P>(t);
-    return e.times(OnePlus<P>(e).divide(t));
+    return e.times(one_plus<P>(e).divide(t));
   }
 
   template <class P, class T = typename P::type>
@@ -286,42 +327,10 @@ struct SigmoidGate {
   template <class P, class T = typename P::type>
   static GELU_EXT_FN auto tail_and_slope(T t) {
     const Exp2<P> e = Argument::template exp_minus<P>(t);
-    const OnePlus<P> one_plus_e(e);
+    const Divisor<P> one_plus_e = one_plus<P>(e);
     const T numerator = Argument::template slope_numerator<P>(t, e.whole());
     return TailAndSlope{e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide_twice(numerator))};
   }
-
- private:
-  template <class P>
-  struct OnePlus {
-    using T = typename P::type;
-
-    T sum, sum_error, inverse;
-
-    explicit GELU_EXT_FN OnePlus(Exp2<P> e)
-        : sum(e.whole().plus(1)), sum_error(e.whole().plus(1 - sum)), inverse(inverse_of(sum)) {}
-
-    GELU_EXT_FN T divide(T a) const {
-      if constexpr (is_single<P>) return quotient(a, sum, sum_error, inverse);
-      return a * inverse;
-    }
-
-    // a / (1 + e)^2
-    GELU_EXT_FN T divide_twice(T a) const {
-      if constexpr (is_single<P>) {
-        const T square = fused(sum, sum, sum * (sum_error + sum_error));
-        return quotient(a, square, inverse * inverse);
-      } else {
-        return a * inverse * inverse;
-      }
-    }
-
-   private:
-    static GELU_EXT_FN T inverse_of(T sum) {
-      if constexpr (is_single<P>) return rough_reciprocal(sum);
-      return reciprocal(sum);
-    }
-  };
 };
 
 // z(t) = kLinear (t + kCubic t^3), with the constants of Act.
@@ -420,10 +429,19 @@ struct ActivationList {
 };
 using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu>;
 
-// Value, slope and both of the activation Act at any x, in precision P. Clamping may lose a NaN; max0(x) brings it
-// back.
-template <class Act, class P>
+// Value, slope and both of the activation Act at any x, in precision P.
+template <class Act, class P, class = void>
 struct Activation {
+  using T = typename P::type;
+
+  static GELU_EXT_FN T value(T x) { return Act::template value<P>(x); }
+  static GELU_EXT_FN T slope(T x) { return Act::template slope<P>(x); }
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) { return Act::template value_and_slope<P>(x); }
+};
+
+// Of a gate. Clamping may lose a NaN; max0(x) brings it back.
+template <class Act, class P>
+struct Activation<Act, P, std::void_t<decltype(Act::template limit<P>)>> {
   using T = typename P::type;
 
   static GELU_EXT_FN T value(T x) { return value(x, Act::template tail<P>(clamped(x))); }

@@ -12,9 +12,16 @@ struct Truth {
   R value, slope;
 };
 
+// Of x F(x) at the infinities.
+template <class R>
+Truth<R> gate_at_infinity(R x) {
+  return x > 0 ? Truth<R>{x, 1} : Truth<R>{R(-0.0), 0};
+}
+
 // x sigmoid(z); above is 1 - sigmoid(z), without cancellation.
 template <class R>
 Truth<R> gate(R x, R z, R z_slope) {
+  if (std::isinf(x)) return gate_at_infinity(x);
   const R below = 1 / (1 + std::exp(-z)), above = 1 / (1 + std::exp(z));
   return {x * below, below * (1 + x * z_slope * above)};
 }
@@ -22,13 +29,14 @@ Truth<R> gate(R x, R z, R z_slope) {
 template <class R>
 struct TruthRow {
   std::string_view name;
-  Truth<R> (*at)(R x);  // for finite x
+  Truth<R> (*at)(R x);  // for every x, infinities and NaN too
 };
 
 template <class R>
 inline constexpr TruthRow<R> kTruth[] = {
     {"gelu",
      [](R x) {
+       if (std::isinf(x)) return gate_at_infinity(x);
        const R cdf = std::erfc(-x / std::sqrt(R(2))) / 2;
        const R density = std::exp(-x * x / 2) / std::sqrt(2 * std::acos(R(-1)));
        return Truth<R>{x * cdf, cdf + x * density};
@@ -62,9 +70,8 @@ constexpr bool all_have_truth(gelu_ext::ActivationList<Acts...>) {
 }
 static_assert(all_have_truth(gelu_ext::Activations{}));
 
-// Value and slope of the activation of this name, which is in the list, also at the infinities.
+// Value and slope of the activation of this name, which is in the list.
 template <class R>
 Truth<R> truth(std::string_view name, R x) {
-  if (std::isinf(x)) return x > 0 ? Truth<R>{x, 1} : Truth<R>{R(-0.0), 0};
   return truth_row<R>(name)->at(x);
 }
