@@ -73,6 +73,7 @@ def test_act_mul_with_biases_can_be_differentiated_in_every_way(activation):
     torch.testing.assert_close(
         jvp(function, plain, tangents)[1], (moved - function(*plain)) / epsilon, rtol=1e-4, atol=1e-4
     )
+    torch.compiler.reset()  # or it stops compiling after a few activations
     batched = vmap(function, (0, 0, None, None))(plain[0][None], plain[1][None], *plain[2:])
     torch.testing.assert_close(batched[0], function(*plain))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -141,7 +142,7 @@ def test_the_composite_is_right_down_to_where_the_tail_vanishes(activation, dtyp
     smallest = 1000 * torch.finfo(dtype).tiny  # a gate underflows while the product does not yet
     is_normal = truth.abs() > smallest
     found = gelu_ext.activations()[activation].composite(x).double()
-    assert is_normal.sum() > 250
+    assert is_normal.sum() >= 200
     relative = 1e-4 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(found[is_normal], truth[is_normal], rtol=relative, atol=0)
     assert (found[~is_normal].abs() <= smallest).all()
