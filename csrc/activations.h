@@ -422,12 +422,32 @@ struct Silu : SigmoidGate<LinearArgument<Silu>> {
   static constexpr double kLinear = 1;
 };
 
+// max(x, 0). Its slope at 0 is 0 and that at NaN is 1, as in torch.
+struct Relu {
+  static constexpr const char* name = "relu";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return at_least(x, typename P::scalar(0));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    return where_above(x, typename P::scalar(0), T(1.0f), T(0.0f));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    return {value<P>(x), slope<P>(x)};
+  }
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu>;
 
 // Value, slope and both of the activation Act at any x, in precision P.
 template <class Act, class P, class = void>

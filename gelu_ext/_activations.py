@@ -83,6 +83,14 @@ _ROWS = (
         F.silu,
         _saturating(lambda z: z * torch.sigmoid(z), 112.5, 748.75),
     ),
+    Activation(
+        "relu",
+        "ReLU",
+        "max(z, 0)",
+        "Nair and Hinton, ICML 2010",  # T5, OPT
+        F.relu,
+        F.relu,
+    ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 # The forms of GELU: torch's `approximate` -> name of the activation.
@@ -90,7 +98,6 @@ GELUS: dict[str, str] = {row.approximate: row.name for row in _ROWS if row.appro
 
 # Activations without kernels, by the label that patch() reports them with.
 OTHERS: dict[str, Function] = {
-    "ReLU": F.relu,
     "ReLU6": F.relu6,
     "squared ReLU": lambda z: F.relu(z) ** 2,
     "LeakyReLU": F.leaky_relu,

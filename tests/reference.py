@@ -105,6 +105,11 @@ TRUTHS: dict[str, Truth] = {
     "gelu_tanh": _gate(math.sqrt(8 / math.pi), 0.044715, lambda mp: mp.sqrt(8 / mp.pi)),
     "gelu_sigmoid": _gate(1.702),
     "silu": _gate(1.0),
+    "relu": Truth(
+        torch.relu,
+        lambda x: torch.where(x <= 0, 0.0, torch.ones_like(x)),
+        lambda mp, x: (mp.mpf(max(x, 0)), mp.mpf(x > 0)),
+    ),
 }
 ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
 FORMS = list(GELUS)  # of GELU, in torch's word `approximate`

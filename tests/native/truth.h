@@ -48,6 +48,7 @@ inline constexpr TruthRow<R> kTruth[] = {
      }},
     {"gelu_sigmoid", [](R x) { return gate<R>(x, R(1.702L) * x, R(1.702L)); }},
     {"silu", [](R x) { return gate<R>(x, x, 1); }},
+    {"relu", [](R x) { return Truth<R>{x < 0 ? 0 : x, R(x <= 0 ? 0 : 1)}; }},
 };
 
 template <class R>
