@@ -442,12 +442,33 @@ struct Relu {
   }
 };
 
+// max(x, 0)^2, also called squared ReLU (So et al., arXiv:2109.08668).
+struct Relu2 {
+  static constexpr const char* name = "relu2";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return value_and_slope<P>(x).value;
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    return value_and_slope<P>(x).slope;
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const T root = at_least(x, typename P::scalar(0));
+    return {product(root, root), root + root};
+  }
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2>;
 
 // Value, slope and both of the activation Act at any x, in precision P.
 template <class Act, class P, class = void>

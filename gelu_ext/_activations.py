@@ -91,6 +91,14 @@ _ROWS = (
         F.relu,
         F.relu,
     ),
+    Activation(
+        "relu2",
+        "squared ReLU",
+        "max(z, 0)^2",
+        "So et al., arXiv:2109.08668",  # Primer, Nemotron
+        lambda z: F.relu(z) ** 2,
+        lambda z: F.relu(z) ** 2,
+    ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 # The forms of GELU: torch's `approximate` -> name of the activation.
@@ -99,7 +107,6 @@ GELUS: dict[str, str] = {row.approximate: row.name for row in _ROWS if row.appro
 # Activations without kernels, by the label that patch() reports them with.
 OTHERS: dict[str, Function] = {
     "ReLU6": F.relu6,
-    "squared ReLU": lambda z: F.relu(z) ** 2,
     "LeakyReLU": F.leaky_relu,
     "ELU": F.elu,
     "Mish": F.mish,

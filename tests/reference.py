@@ -110,6 +110,11 @@ TRUTHS: dict[str, Truth] = {
         lambda x: torch.where(x <= 0, 0.0, torch.ones_like(x)),
         lambda mp, x: (mp.mpf(max(x, 0)), mp.mpf(x > 0)),
     ),
+    "relu2": Truth(
+        lambda x: torch.relu(x) ** 2,
+        lambda x: 2 * torch.relu(x),
+        lambda mp, x: (mp.mpf(max(x, 0)) ** 2, 2 * mp.mpf(max(x, 0))),
+    ),
 }
 ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
 FORMS = list(GELUS)  # of GELU, in torch's word `approximate`

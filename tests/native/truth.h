@@ -49,6 +49,11 @@ inline constexpr TruthRow<R> kTruth[] = {
     {"gelu_sigmoid", [](R x) { return gate<R>(x, R(1.702L) * x, R(1.702L)); }},
     {"silu", [](R x) { return gate<R>(x, x, 1); }},
     {"relu", [](R x) { return Truth<R>{x < 0 ? 0 : x, R(x <= 0 ? 0 : 1)}; }},
+    {"relu2",
+     [](R x) {
+       const R root = x < 0 ? 0 : x;
+       return Truth<R>{root * root, 2 * root};
+     }},
 };
 
 template <class R>
