@@ -463,12 +463,76 @@ struct Relu2 {
   }
 };
 
+// exp(k x) as an E: Exp2<P> or Exp2Minus1<P>.
+template <class P, int k, class E = Exp2<P>, class T = typename P::type>
+GELU_EXT_FN E exp_of(T x) {
+  if constexpr (!is_double<P>) {
+    constexpr double a = k * kLog2E;
+    constexpr float a_hi = static_cast<float>(a), a_lo = static_cast<float>(a - a_hi);
+    return E(a_hi, x, a_lo);
+  } else if constexpr (std::is_same_v<E, Exp2<P>>) {
+    return {::exp(k * x)};
+  } else {
+    return {::exp(k * x), ::expm1(k * x)};
+  }
+}
+
+// A multiple of 1/4 at which exp(-k t) has vanished, and so have its products with factors up to 2^10.
+template <class P, int k>
+inline constexpr typename P::scalar kVanished = static_cast<int>(4 * kVanishing<P> / (k * kLog2E) + 1) / 4.0f;
+
+// 1/(1 + exp(-x)), the logistic function: e/(1 + e) at -t and 1 - e/(1 + e) at t, where e = exp(-t). Its slope is
+// e/(1 + e)^2 at both.
+struct Sigmoid {
+  static constexpr const char* name = "sigmoid";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    const Exp2<P> e = exp_minus<P>(x);
+    return value(x, e, one_plus<P>(e));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    const Exp2<P> e = exp_minus<P>(x);
+    return slope<T>(e, one_plus<P>(e));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const Exp2<P> e = exp_minus<P>(x);
+    const Divisor<P> one_plus_e = one_plus<P>(e);
+    return {value(x, e, one_plus_e), slope<T>(e, one_plus_e)};
+  }
+
+ private:
+  template <class P, class T>
+  static GELU_EXT_FN Exp2<P> exp_minus(T x) {
+    return exp_of<P, -1>(clamped_magnitude_or_nan(x, kVanished<P, 1>));
+  }
+
+  template <class T, class E, class Sum>
+  static GELU_EXT_FN T value(T x, E e, Sum one_plus_e) {
+    const auto below = e.times(one_plus_e.divide(1.0f));
+    if constexpr (std::is_arithmetic_v<T>) {
+      return x > 0 ? below.subtracted_from(1) : below.value();
+    } else {
+      return complement_where_positive(x, below.value());
+    }
+  }
+
+  template <class T, class E, class Sum>
+  static GELU_EXT_FN T slope(E e, Sum one_plus_e) {
+    return e.times(one_plus_e.divide_twice(1.0f)).value();
+  }
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid>;
 
 // Value, slope and both of the activation Act at any x, in precision P.
 template <class Act, class P, class = void>

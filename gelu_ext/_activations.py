@@ -43,6 +43,12 @@ def _saturating(formula: Function, limit32: float, limit64: float) -> Function:
     return composite
 
 
+def _sigmoid(z: Tensor) -> Tensor:
+    """Its derivative s (1 - s) would cancel where s is close to 1: there it is that of 1 - sigmoid(-z)."""
+    below = torch.sigmoid(torch.where(z > 0, -z, z))
+    return torch.where(z > 0, 1 - below, below)
+
+
 _SQRT_HALF = 0.7071067811865476
 _SQRT_8_OVER_PI = 1.5957691216057308
 _GELU = "Hendrycks and Gimpel, arXiv:1606.08415"
@@ -98,6 +104,14 @@ _ROWS = (
         "So et al., arXiv:2109.08668",  # Primer, Nemotron
         lambda z: F.relu(z) ** 2,
         lambda z: F.relu(z) ** 2,
+    ),
+    Activation(
+        "sigmoid",
+        "Sigmoid",
+        "1 / (1 + exp(-z))",
+        "Dauphin, Fan, Auli and Grangier, arXiv:1612.08083",  # the gate of the first GLU
+        torch.sigmoid,
+        _sigmoid,
     ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}

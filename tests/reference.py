@@ -115,6 +115,11 @@ TRUTHS: dict[str, Truth] = {
         lambda x: 2 * torch.relu(x),
         lambda mp, x: (mp.mpf(max(x, 0)) ** 2, 2 * mp.mpf(max(x, 0))),
     ),
+    "sigmoid": Truth(
+        torch.sigmoid,
+        lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
+        lambda mp, x: (1 / (1 + mp.exp(-x)), 1 / (1 + mp.exp(-x)) / (1 + mp.exp(x))),
+    ),
 }
 ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
 FORMS = list(GELUS)  # of GELU, in torch's word `approximate`

@@ -54,6 +54,11 @@ inline constexpr TruthRow<R> kTruth[] = {
        const R root = x < 0 ? 0 : x;
        return Truth<R>{root * root, 2 * root};
      }},
+    {"sigmoid",
+     [](R x) {
+       const R below = 1 / (1 + std::exp(-x)), above = 1 / (1 + std::exp(x));
+       return Truth<R>{below, below * above};
+     }},
 };
 
 template <class R>
