@@ -527,12 +527,59 @@ struct Sigmoid {
   }
 };
 
+// tanh(t) = (1 - e)/(1 + e) with e = exp(-2 t), where 1 - e would cancel for small t; the slope is 4 e/(1 + e)^2.
+struct Tanh {
+  static constexpr const char* name = "tanh";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    const T t = clamped<P>(x);
+    const auto e = exp_of<P, -2, Exp2Minus1<P>>(t);
+    return value<P>(x, t, e, one_plus<P>(e));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    const auto e = exp_of<P, -2>(clamped<P>(x));
+    return slope<T>(e, one_plus<P>(e));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const T t = clamped<P>(x);
+    const auto e = exp_of<P, -2, Exp2Minus1<P>>(t);
+    const Divisor<P> one_plus_e = one_plus<P>(e);
+    return {value<P>(x, t, e, one_plus_e), slope<T>(e, one_plus_e)};
+  }
+
+ private:
+  template <class P, class T>
+  static GELU_EXT_FN T clamped(T x) {
+    return clamped_magnitude_or_nan(x, kVanished<P, 2>);
+  }
+
+  template <class P, class T, class E, class Sum>
+  static GELU_EXT_FN T value(T x, T t, E e, Sum one_plus_e) {
+    const T ratio = one_plus_e.divide(e.minus_one());
+    if constexpr (is_single<P>) {
+      return with_sign_of(x, where_above(t, 0x1p-12f, ratio, t));  // below it is t, which loses no bit of a subnormal
+    } else {
+      return with_sign_of(x, ratio);
+    }
+  }
+
+  template <class T, class E, class Sum>
+  static GELU_EXT_FN T slope(E e, Sum one_plus_e) {
+    return e.times(one_plus_e.divide_twice(4.0f)).value();
+  }
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh>;
 
 // Value, slope and both of the activation Act at any x, in precision P.
 template <class Act, class P, class = void>

@@ -49,6 +49,12 @@ def _sigmoid(z: Tensor) -> Tensor:
     return torch.where(z > 0, 1 - below, below)
 
 
+def _tanh(z: Tensor) -> Tensor:
+    """The same for 1 - tanh^2: far out it is 2 sigmoid(2 z) - 1."""
+    far = 1 - 2 * torch.sigmoid(torch.where(z > 0, -2 * z, 2 * z))
+    return torch.where(z.abs() < 1, torch.tanh(z), torch.where(z > 0, far, -far))
+
+
 _SQRT_HALF = 0.7071067811865476
 _SQRT_8_OVER_PI = 1.5957691216057308
 _GELU = "Hendrycks and Gimpel, arXiv:1606.08415"
@@ -112,6 +118,14 @@ _ROWS = (
         "Dauphin, Fan, Auli and Grangier, arXiv:1612.08083",  # the gate of the first GLU
         torch.sigmoid,
         _sigmoid,
+    ),
+    Activation(
+        "tanh",
+        "Tanh",
+        "tanh(z)",
+        "van den Oord et al., arXiv:1606.05328",  # PixelCNN's and WaveNet's gated unit
+        torch.tanh,
+        _tanh,
     ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}

@@ -120,6 +120,11 @@ TRUTHS: dict[str, Truth] = {
         lambda x: torch.sigmoid(x) * torch.sigmoid(-x),
         lambda mp, x: (1 / (1 + mp.exp(-x)), 1 / (1 + mp.exp(-x)) / (1 + mp.exp(x))),
     ),
+    "tanh": Truth(
+        torch.tanh,
+        lambda x: 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x),
+        lambda mp, x: (mp.tanh(x), mp.sech(x) ** 2),
+    ),
 }
 ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
 FORMS = list(GELUS)  # of GELU, in torch's word `approximate`

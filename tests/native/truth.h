@@ -59,6 +59,11 @@ inline constexpr TruthRow<R> kTruth[] = {
        const R below = 1 / (1 + std::exp(-x)), above = 1 / (1 + std::exp(x));
        return Truth<R>{below, below * above};
      }},
+    {"tanh",
+     [](R x) {
+       const R e = std::exp(-2 * std::fabs(x));
+       return Truth<R>{std::tanh(x), 4 * e / ((1 + e) * (1 + e))};
+     }},
 };
 
 template <class R>
