@@ -574,12 +574,80 @@ struct Tanh {
   }
 };
 
+// x tanh(log(1 + exp(x))) (Misra, arXiv:1908.08681). With u = exp(x) and d = (1 + u)^2 + 1 = u (u + 2) + 2, nothing
+// cancels but the slope at its root, in
+//     value     x u (u + 2)/d                                            for x <= 0     x - 2 x/d    for x > 0
+//     slope     u (u^3 + 4 u^2 + (4 x + 6) u + 4 (x + 1))/d^2            for x <= 0
+//               1 + ((4 x - 2) u^2 + (4 x - 4) u - 4)/d^2                for x > 0.
+struct Mish {
+  static constexpr const char* name = "mish";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return Parts<P>(x).value(x);
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    return Parts<P>(x).slope();
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const Parts<P> parts(x);
+    return {parts.value(x), parts.slope()};
+  }
+
+ private:
+  template <class P>
+  struct Parts {
+    using T = typename P::type;
+    using S = typename P::scalar;
+    static constexpr S kHigh = is_double<P> ? 24 : 12;  // from here on value and slope are x and 1 to every bit
+
+    T x;  // clamped
+    Exp2<P> exp;
+    T u;
+    Divisor<P> d;
+
+    explicit GELU_EXT_FN Parts(T any_x)
+        : x(at_most(at_least(any_x, -kVanished<P, 1>), kHigh)),
+          exp(exp_of<P, 1>(x)),
+          u(exp.whole().value()),
+          d(divisor(u, exp.whole().plus(2))) {}
+
+    GELU_EXT_FN T value(T any_x) const {
+      const T twice = x + x, ratio = d.divide(where_above(x, S(0), twice, mul_add(x, u, twice)));
+      const T value = where_above(x, S(0), any_x - ratio, exp.times(ratio).value());
+      // A quotient of float32, and a power of 2 in packs, may have made 0 of -0.
+      if constexpr (std::is_same_v<P, LowPrecision>) return value;
+      return with_sign_of(any_x, value);
+    }
+
+    GELU_EXT_FN T slope() const {
+      const T x4 = T(4.0f) * x;
+      const T c2 = where_above(x, S(0), x4 - T(2.0f), u + T(4.0f));
+      const T c1 = x4 + where_above(x, S(0), T(-4.0f), T(6.0f));
+      const T c0 = where_above(x, S(0), T(-4.0f), x4 + T(4.0f));
+      const T ratio = d.divide_twice(mul_add(mul_add(c2, u, c1), u, c0));
+      return where_above(x, S(0), T(1.0f) + ratio, exp.times(ratio).value());
+    }
+
+   private:
+    static GELU_EXT_FN Divisor<P> divisor(T u, T u_plus_2) {
+      const T two = 2.0f, sum = mul_add(u, u_plus_2, two);
+      if constexpr (!is_single<P>) return {sum, two};
+      return {sum, mul_add(u, u - (u_plus_2 - two), fused(u, u_plus_2, two - sum))};
+    }
+  };
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh, Mish>;
 
 // Value, slope and both of the activation Act at any x, in precision P.
 template <class Act, class P, class = void>

@@ -57,6 +57,7 @@ def _tanh(z: Tensor) -> Tensor:
 
 _SQRT_HALF = 0.7071067811865476
 _SQRT_8_OVER_PI = 1.5957691216057308
+_LOG_2 = 0.6931471805599453
 _GELU = "Hendrycks and Gimpel, arXiv:1606.08415"
 
 _ROWS = (
@@ -127,6 +128,15 @@ _ROWS = (
         torch.tanh,
         _tanh,
     ),
+    Activation(
+        "mish",
+        "Mish",
+        "z tanh(log(1 + exp(z)))",
+        "Misra, arXiv:1908.08681",  # YOLOv4
+        F.mish,
+        # tanh(log(1 + e^z)) = sigmoid(log(n/2)), n = e^z (e^z + 2)
+        _saturating(lambda z: z * torch.sigmoid(z + F.softplus(z - _LOG_2)), 112.5, 748.75),
+    ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 # The forms of GELU: torch's `approximate` -> name of the activation.
@@ -137,7 +147,6 @@ OTHERS: dict[str, Function] = {
     "ReLU6": F.relu6,
     "LeakyReLU": F.leaky_relu,
     "ELU": F.elu,
-    "Mish": F.mish,
     "Hardswish": F.hardswish,
     "GELU clipped to [-10, 10]": lambda z: F.gelu(z).clamp(-10, 10),
 }

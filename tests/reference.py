@@ -100,6 +100,23 @@ def _gate(linear: float, cubic: float = 0.0, exact_linear: Callable[[Any], Any] 
     )
 
 
+def _mish() -> Truth:
+    """x tanh(log(1 + e^x)), for x > 0 in e^-x, which does not overflow; (1 - tanh^2) sigmoid(x) is 4 rest/divisor^2."""
+
+    def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+        e = torch.exp(torch.where(x > 0, -x, x))
+        divisor = torch.where(x > 0, 1 + 2 * e + 2 * e * e, 2 + 2 * e + e * e)
+        tanh = torch.where(x > 0, 1 + 2 * e, e * (2 + e)) / divisor
+        rest = torch.where(x > 0, e * e * (1 + e), e * (1 + e))
+        return tanh, 4 * rest / (divisor * divisor)
+
+    def exact(mp: Any, x: Any) -> tuple[Any, Any]:
+        tanh = mp.tanh(mp.log1p(mp.exp(x)))
+        return x * tanh, tanh + x * mp.sech(mp.log1p(mp.exp(x))) ** 2 / (1 + mp.exp(-x))
+
+    return _far_is_plain(Truth(lambda x: x * parts(x)[0], lambda x: parts(x)[0] + x * parts(x)[1], exact))
+
+
 TRUTHS: dict[str, Truth] = {
     "gelu": _far_is_plain(Truth(lambda x: x * _normal_cdf(x), lambda x: _normal_cdf(x) + x * _phi(x), _exact_gelu)),
     "gelu_tanh": _gate(math.sqrt(8 / math.pi), 0.044715, lambda mp: mp.sqrt(8 / mp.pi)),
@@ -125,6 +142,7 @@ TRUTHS: dict[str, Truth] = {
         lambda x: 4 * torch.sigmoid(2 * x) * torch.sigmoid(-2 * x),
         lambda mp, x: (mp.tanh(x), mp.sech(x) ** 2),
     ),
+    "mish": _mish(),
 }
 ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
 FORMS = list(GELUS)  # of GELU, in torch's word `approximate`

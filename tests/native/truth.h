@@ -64,6 +64,14 @@ inline constexpr TruthRow<R> kTruth[] = {
        const R e = std::exp(-2 * std::fabs(x));
        return Truth<R>{std::tanh(x), 4 * e / ((1 + e) * (1 + e))};
      }},
+    {"mish",  // tanh(log(1 + u)) = n/(n + 2) with n = u (u + 2), for x > 0 in 1/u, which does not overflow
+     [](R x) {
+       if (std::isinf(x)) return gate_at_infinity(x);
+       const R e = std::exp(-std::fabs(x)), d = x > 0 ? 1 + 2 * e + 2 * e * e : 2 + 2 * e + e * e;
+       const R ratio = (x > 0 ? 1 + 2 * e : e * (2 + e)) / d;
+       const R rest = x > 0 ? e * e * (1 + e) : e * (1 + e);  // (1 - ratio^2) sigmoid(x) = 4 rest/d^2
+       return Truth<R>{x * ratio, ratio + 4 * x * rest / (d * d)};
+     }},
 };
 
 template <class R>
