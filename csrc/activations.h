@@ -642,12 +642,46 @@ struct Mish {
   };
 };
 
+// x above 0, exp(x) - 1 below (Clevert, Unterthiner and Hochreiter, arXiv:1511.07289, with alpha = 1).
+struct Elu {
+  static constexpr const char* name = "elu";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return value<P>(x, exp_of<P, 1, Exp2Minus1<P>>(at_least(x, -kVanished<P, 1>)));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    return exp_of<P, 1>(clamped<P>(x)).whole().value();
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const auto e = exp_of<P, 1, Exp2Minus1<P>>(clamped<P>(x));
+    return {value<P>(x, e), e.whole().value()};
+  }
+
+ private:
+  template <class P, class T>
+  static GELU_EXT_FN T clamped(T x) {
+    return at_most(at_least(x, -kVanished<P, 1>), typename P::scalar(0));
+  }
+
+  // Just below 0 it is x too, to every bit, also of a subnormal.
+  template <class P, class T, class E>
+  static GELU_EXT_FN T value(T x, E e) {
+    constexpr typename P::scalar kLinear = is_double<P> ? -0x1p-54 : -0x1p-25;
+    return where_above(x, kLinear, x, e.minus_one());
+  }
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh, Mish>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh, Mish, Elu>;
 
 // Value, slope and both of the activation Act at any x, in precision P.
 template <class Act, class P, class = void>

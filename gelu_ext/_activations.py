@@ -55,6 +55,12 @@ def _tanh(z: Tensor) -> Tensor:
     return torch.where(z.abs() < 1, torch.tanh(z), torch.where(z > 0, far, -far))
 
 
+def _elu(z: Tensor) -> Tensor:
+    """The derivative of expm1 is computed as expm1 + 1, which cancels far below 0."""
+    below = z.masked_fill(z > 0, 0.0)
+    return torch.where(z > 0, z, torch.where(below > -1, torch.expm1(below), torch.exp(below) - 1))
+
+
 _SQRT_HALF = 0.7071067811865476
 _SQRT_8_OVER_PI = 1.5957691216057308
 _LOG_2 = 0.6931471805599453
@@ -137,6 +143,14 @@ _ROWS = (
         # tanh(log(1 + e^z)) = sigmoid(log(n/2)), n = e^z (e^z + 2)
         _saturating(lambda z: z * torch.sigmoid(z + F.softplus(z - _LOG_2)), 112.5, 748.75),
     ),
+    Activation(
+        "elu",
+        "ELU",
+        "z for z > 0, else exp(z) - 1",
+        "Clevert, Unterthiner and Hochreiter, arXiv:1511.07289",
+        F.elu,
+        _elu,
+    ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 # The forms of GELU: torch's `approximate` -> name of the activation.
@@ -146,7 +160,6 @@ GELUS: dict[str, str] = {row.approximate: row.name for row in _ROWS if row.appro
 OTHERS: dict[str, Function] = {
     "ReLU6": F.relu6,
     "LeakyReLU": F.leaky_relu,
-    "ELU": F.elu,
     "Hardswish": F.hardswish,
     "GELU clipped to [-10, 10]": lambda z: F.gelu(z).clamp(-10, 10),
 }

@@ -143,6 +143,11 @@ TRUTHS: dict[str, Truth] = {
         lambda mp, x: (mp.tanh(x), mp.sech(x) ** 2),
     ),
     "mish": _mish(),
+    "elu": Truth(
+        lambda x: torch.where(x > 0, x, torch.expm1(x.clamp(max=0))),
+        lambda x: torch.exp(x.clamp(max=0)),
+        lambda mp, x: (mp.mpf(x), mp.mpf(1)) if x > 0 else (mp.expm1(x), mp.exp(x)),
+    ),
 }
 ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
 FORMS = list(GELUS)  # of GELU, in torch's word `approximate`

@@ -72,6 +72,7 @@ inline constexpr TruthRow<R> kTruth[] = {
        const R rest = x > 0 ? e * e * (1 + e) : e * (1 + e);  // (1 - ratio^2) sigmoid(x) = 4 rest/d^2
        return Truth<R>{x * ratio, ratio + 4 * x * rest / (d * d)};
      }},
+    {"elu", [](R x) { return x > 0 ? Truth<R>{x, 1} : Truth<R>{std::expm1(x), std::exp(x)}; }},
 };
 
 template <class R>
