@@ -676,12 +676,32 @@ struct Elu {
   }
 };
 
+// x, for bilinear gates: glu then is the product of its halves.
+struct Identity {
+  static constexpr const char* name = "identity";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return x;
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T) {
+    return 1.0f;
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    return {x, slope<P>(x)};
+  }
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh, Mish, Elu>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh, Mish, Elu, Identity>;
 
 // Value, slope and both of the activation Act at any x, in precision P.
 template <class Act, class P, class = void>

@@ -151,6 +151,14 @@ _ROWS = (
         F.elu,
         _elu,
     ),
+    Activation(
+        "identity",
+        "Identity",
+        "z",
+        "Shazeer, arXiv:2002.05202",  # bilinear GLU
+        torch.clone,
+        torch.clone,
+    ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 # The forms of GELU: torch's `approximate` -> name of the activation.

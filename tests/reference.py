@@ -148,6 +148,7 @@ TRUTHS: dict[str, Truth] = {
         lambda x: torch.exp(x.clamp(max=0)),
         lambda mp, x: (mp.mpf(x), mp.mpf(1)) if x > 0 else (mp.expm1(x), mp.exp(x)),
     ),
+    "identity": Truth(torch.clone, torch.ones_like, lambda mp, x: (mp.mpf(x), mp.mpf(1))),
 }
 ACTIVATIONS = [name for name in _native.activations() if name in TRUTHS]  # one that is missing fails a test by name
 FORMS = list(GELUS)  # of GELU, in torch's word `approximate`

@@ -73,6 +73,7 @@ inline constexpr TruthRow<R> kTruth[] = {
        return Truth<R>{x * ratio, ratio + 4 * x * rest / (d * d)};
      }},
     {"elu", [](R x) { return x > 0 ? Truth<R>{x, 1} : Truth<R>{std::expm1(x), std::exp(x)}; }},
+    {"identity", [](R x) { return Truth<R>{x, 1}; }},
 };
 
 template <class R>
