@@ -463,7 +463,7 @@ struct Relu2 {
   }
 };
 
-// exp(k x) as an E: Exp2<P> or Exp2Minus1<P>.
+// exp(k x) as an E, which is Exp2<P> or Exp2Minus1<P>: a power of 2 in float32, both of the library's in float64.
 template <class P, int k, class E = Exp2<P>, class T = typename P::type>
 GELU_EXT_FN E exp_of(T x) {
   if constexpr (!is_double<P>) {
@@ -651,6 +651,7 @@ struct Elu {
     return value<P>(x, exp_of<P, 1, Exp2Minus1<P>>(at_least(x, -kVanished<P, 1>)));
   }
 
+  // exp(x) clamped to 1: so a NaN stays one.
   template <class P, class T = typename P::type>
   static GELU_EXT_FN T slope(T x) {
     return exp_of<P, 1>(clamped<P>(x)).whole().value();
@@ -668,7 +669,7 @@ struct Elu {
     return at_most(at_least(x, -kVanished<P, 1>), typename P::scalar(0));
   }
 
-  // Just below 0 it is x too, to every bit, also of a subnormal.
+  // Just below 0 it is x too, to every bit, also of a subnormal. Above, e may have overflown.
   template <class P, class T, class E>
   static GELU_EXT_FN T value(T x, E e) {
     constexpr typename P::scalar kLinear = is_double<P> ? -0x1p-54 : -0x1p-25;

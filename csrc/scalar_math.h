@@ -309,9 +309,8 @@ GELU_EXT_FN T exp2_excess_over(T r) {
   }
 }
 
-// 2^x for -2^17 < x <= 0 (up to 64 where it is multiplied out and no more), |a_lo b| << 1. It is not multiplied out:
-// times(factor) is a product whose last multiplication is fused with what is added to it, so that it is rounded once,
-// also where it is subnormal.
+// 2^x for -2^17 < x <= 64, |a_lo b| << 1. It is not multiplied out: times(factor) is a product whose last
+// multiplication is fused with what is added to it, so that it is rounded once, also where it is subnormal.
 template <class P, int Pieces = kPieces<typename P::type>>
 struct Exp2;
 
@@ -382,9 +381,8 @@ struct Exp2<DoublePrecision, 0> {
   GELU_EXT_FN Product<double> whole() const { return {1, value}; }
 };
 
-// 2^x - 1 for x <= 0 without cancellation, and 2^x, of one exponent: 2^x - 1 = (2^n - 1) + 2^n (2^r - 1). The first
-// term is 0 for small x and exact down to 2^n = 1/2, so the sum is as exact as 2^r - 1, for which r has all bits of x
-// there.
+// 2^x - 1 for x <= 0 without cancellation, and 2^x: 2^x - 1 = (2^n - 1) + 2^n (2^r - 1). The first term is 0 for small
+// x, and exact down to 2^n = 1/2; the second is exact relative to itself, as r is.
 template <class P, int Pieces = kPieces<typename P::type>>
 struct Exp2Minus1 {
   using T = typename P::type;
