@@ -4,9 +4,10 @@
     python bench/accuracy.py --plot          # and the picture in the README (needs matplotlib)
     python bench/accuracy.py --no-compile    # without torch.compile, which needs a minute
 
-For gelu_ext, eager torch and torch.compile, per activation and dtype, value and slope: the largest error in ulp of the
-result, the share of inputs that are not correctly rounded, and the finite inputs that give NaN. The float32 slope is
-counted where it is above 0.05 in magnitude: at its root no relative error is small.
+Two tables. The first has a row for each activation and dtype: the largest error of value and slope, in ulp of the
+result, and how many finite inputs give NaN, of gelu_ext and of eager torch. The second adds torch.compile and the share
+of inputs that are not correctly rounded. The float32 slope is counted where it is above 0.05 in magnitude: at its root
+no relative error is small. Exits with 1 if gelu_ext gives a NaN.
 """
 
 from __future__ import annotations
@@ -73,20 +74,43 @@ def describe(got: Tensor, truth: Tensor) -> dict[str, float]:
     }
 
 
-def report(device: str, with_compile: bool) -> list[str]:
+Results = dict[str, tuple[dict[str, float], dict[str, float]]]  # of each contender: value, slope
+
+
+def measured(activation: str, dtype: torch.dtype, device: str, with_compile: bool) -> Results:
+    x = inputs(dtype)
+    truths = value(activation, x), slope(activation, x)
+    counted = torch.ones_like(x, dtype=torch.bool), (truths[1].abs() > 0.05) | (x.itemsize == 2)
+    found = {}
+    for name, call in contenders(activation, with_compile).items():
+        pair = results(call, x, device)
+        found[name] = tuple(describe(pair[i][counted[i]], truths[i][counted[i]]) for i in range(2))
+    return found
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def report(device: str, with_compile: bool) -> tuple[list[str], int]:
+    """The lines of both tables, and how many NaN are ours."""
     names = list(contenders("gelu", with_compile))
-    lines = [f"| activation | dtype | | {' | '.join(names)} |", "|" + "---|" * (3 + len(names))]
+    columns = ("activation", "dtype", "value, ulp", "torch's", "slope, ulp", "torch's", "NaN", "torch's")
+    short = [row(*columns), "|" + "---|" * 2 + "---:|" * 6]
+    full = [row("activation", "dtype", "", *names), "|" + "---|" * (3 + len(names))]
+    ours = 0
     for activation in ACTIVATIONS:
         for dtype in DTYPES:
-            x = inputs(dtype)
-            truths = value(activation, x), slope(activation, x)
-            counted = torch.ones_like(x, dtype=torch.bool), (truths[1].abs() > 0.05) | (x.itemsize == 2)
-            found = [results(call, x, device) for call in contenders(activation, with_compile).values()]
-            for i, what in enumerate(("value", "slope")):
-                cells = [cell(describe(pair[i][counted[i]], truths[i][counted[i]])) for pair in found]
-                lines.append(f"| {activation} | {str(dtype).removeprefix('torch.')} | {what} | {' | '.join(cells)} |")
-                print(lines[-1], flush=True)
-    return lines
+            found = measured(activation, dtype, device, with_compile)
+            which = (activation, str(dtype).removeprefix("torch."))
+            pairs = [found[name] for name in ("gelu_ext", "eager")]
+            ulps = [f"{pair[i]['ulp']:.4g}" for i in range(2) for pair in pairs]
+            nan = [int(sum(part["nan"] for part in pair)) for pair in pairs]
+            ours += nan[0]
+            short.append(row(*which, *ulps, *map(str, nan)))
+            full += [row(*which, ("value", "slope")[i], *(cell(found[name][i]) for name in names)) for i in range(2)]
+            print(short[-1], flush=True)
+    return [*short, "", *full], ours
 
 
 def cell(found: dict[str, float]) -> str:
@@ -130,11 +154,11 @@ def main(argv: list[str] | None = None) -> int:
     folder = ROOT / "bench" / "results"
     folder.mkdir(exist_ok=True)
     about = ", ".join(f"{key} {text}" for key, text in environment(torch.device(args.device)).items())
-    table = report(args.device, not args.no_compile)
-    (folder / f"accuracy_{args.device}.md").write_text("\n".join([about, "", *table]) + "\n")
+    tables, nan = report(args.device, not args.no_compile)
+    (folder / f"accuracy_{args.device}.md").write_text("\n".join([about, "", *tables]) + "\n")
     if args.plot:
         plot(folder / f"accuracy_{args.device}.png", args.device)
-    return 0
+    return 1 if nan else 0
 
 
 if __name__ == "__main__":

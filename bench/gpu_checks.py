@@ -41,15 +41,17 @@ def first_use_in_a_graph(device: str) -> str:
     """A capture that is the first thing a process does with every operation."""
     if device != "cuda":
         return "skipped: no GPU"
-    x = torch.randn(64, 512, device=device).bfloat16()
-    bias = torch.randn(512, device=device).bfloat16()
+    x = torch.randn(64, 512, device=device).bfloat16().requires_grad_()
+    bias = torch.randn(512, device=device).bfloat16().requires_grad_()
 
     def every_operation() -> list[torch.Tensor]:
-        return [
+        outputs = [
             gelu_ext.bias_act(x, bias, activation="gelu"),
             gelu_ext.glu(x, bias, activation="gelu"),
             gelu_ext.act_mul(x, x, bias, None, activation="gelu"),
         ]
+        gradients = [torch.autograd.grad(out, (x, bias), out.detach().sin()) for out in outputs]
+        return [*(out.detach() for out in outputs), *(grad for pair in gradients for grad in pair)]
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -59,7 +61,7 @@ def first_use_in_a_graph(device: str) -> str:
     expected = every_operation()
     if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
         raise AssertionError("a graph captured on first use computes something else")
-    return "every operation"
+    return "every operation, forward and backward"
 
 
 CHECKS = {check.__name__: check for check in (large, repeatable, first_use_in_a_graph)}

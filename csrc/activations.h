@@ -1,17 +1,20 @@
 // THE MATHEMATICS, once, for g++ and nvcc: every activation's value and slope, and the list of them.
 // Knows scalar_math.h and the tables of pieces.h, nothing else.
 //
-// Every activation here is x F(x), where F rises from 0 to 1 and F(-x) = 1 - F(x). With t = |x|, its upper tail
-// tail(t) = t F(-t) gives everything without cancellation:
-//     value(x) = max(x, 0) - tail(t)            slope(x) = S(t) for x < 0, 1 - S(t) for x > 0,
-// where S(t) = F(-t) - t F'(t) is the slope at -t.
+// An activation is a struct with a name, which is what users call it, and one of two sets of members, for each
+// precision P of scalar_math.h. Activation, below, makes value, slope and both of either.
 //
-// An activation is a struct with these members, for each precision P of scalar_math.h:
-//     name                            what users call it
+// A gate is x F(x), where F rises from 0 to 1 and F(-x) = 1 - F(x). With t = |x|, its upper tail tail(t) = t F(-t)
+// gives everything without cancellation:
+//     value(x) = max(x, 0) - tail(t)            slope(x) = S(t) for x < 0, 1 - S(t) for x > 0,
+// where S(t) = F(-t) - t F'(t) is the slope at -t. So its struct says no more than
 //     tail<P>(t), tail_slope<P>(t),   tail(t), S(t) and both. Each is a product whose last multiplication is not done
-//     tail_and_slope<P>(t)            yet: Activation, below, fuses it with the subtraction in value(x) or slope(x).
+//     tail_and_slope<P>(t)            yet: Activation fuses it with the subtraction in value(x) or slope(x).
 //     limit<P>                        t is clamped to it. There tail and S are 0 in P's arithmetic, so that nothing
 //                                     overflows and no residue is left for a gate to multiply.
+// Any other function says itself what it is, for every x, infinities and NaN too:
+//     value<P>(x), slope<P>(x), value_and_slope<P>(x)
+//
 // To add one, write its struct (for x sigmoid(k x) one like GeluSigmoid is enough) and put it into the list
 // Activations; CONTRIBUTING.md has the other steps.
 //
@@ -257,6 +260,44 @@ struct Gelu {
   }
 };
 
+// A sum, its rounding error, and divisions by it; below, sums of exponential functions.
+template <class P>
+struct Divisor {
+  using T = typename P::type;
+
+  T sum, sum_error, inverse;
+
+  GELU_EXT_FN Divisor(T sum, T sum_error) : sum(sum), sum_error(sum_error), inverse(inverse_of(sum)) {}
+
+  GELU_EXT_FN T divide(T a) const {
+    if constexpr (is_single<P>) return quotient(a, sum, sum_error, inverse);
+    return a * inverse;
+  }
+
+  // a / sum^2
+  GELU_EXT_FN T divide_twice(T a) const {
+    if constexpr (is_single<P>) {
+      const T square = fused(sum, sum, sum * (sum_error + sum_error));
+      return quotient(a, square, inverse * inverse);
+    } else {
+      return a * inverse * inverse;
+    }
+  }
+
+ private:
+  static GELU_EXT_FN T inverse_of(T sum) {
+    if constexpr (is_single<P>) return rough_reciprocal(sum);
+    return reciprocal(sum);
+  }
+};
+
+// 1 + e for an Exp2 that is at most 1
+template <class P, class E, class T = typename P::type>
+GELU_EXT_FN Divisor<P> one_plus(E e) {
+  const T sum = e.whole().plus(1);
+  return {sum, e.whole().plus(1 - sum)};
+}
+
 // x sigmoid(z(x)) with an odd, rising polynomial z, which `Argument` computes. With e = exp(-z(t)) <= 1,
 //     F(-t) = e/(1 + e)      F'(t) = e/(1 + e)^2 z'(t)      S(t) = e (1 + e - t z'(t))/(1 + e)^2.
 template <class Argument>
@@ -275,7 +316,7 @@ struct SigmoidGate {
   static GELU_EXT_FN auto tail(T t) {
     static_assert(is_double<P> || limit<P> < 0x1p10, "kVanishing is for factors up to 2^10");
     const Exp2<P> e = Argument::template exp_minus<P>(t);
-    return e.times(OnePlus<P>(e).divide(t));
+    return e.times(one_plus<P>(e).divide(t));
   }
 
   template <class P, class T = typename P::type>
@@ -286,42 +327,10 @@ struct SigmoidGate {
   template <class P, class T = typename P::type>
   static GELU_EXT_FN auto tail_and_slope(T t) {
     const Exp2<P> e = Argument::template exp_minus<P>(t);
-    const OnePlus<P> one_plus_e(e);
+    const Divisor<P> one_plus_e = one_plus<P>(e);
     const T numerator = Argument::template slope_numerator<P>(t, e.whole());
     return TailAndSlope{e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide_twice(numerator))};
   }
-
- private:
-  template <class P>
-  struct OnePlus {
-    using T = typename P::type;
-
-    T sum, sum_error, inverse;
-
-    explicit GELU_EXT_FN OnePlus(Exp2<P> e)
-        : sum(e.whole().plus(1)), sum_error(e.whole().plus(1 - sum)), inverse(inverse_of(sum)) {}
-
-    GELU_EXT_FN T divide(T a) const {
-      if constexpr (is_single<P>) return quotient(a, sum, sum_error, inverse);
-      return a * inverse;
-    }
-
-    // a / (1 + e)^2
-    GELU_EXT_FN T divide_twice(T a) const {
-      if constexpr (is_single<P>) {
-        const T square = fused(sum, sum, sum * (sum_error + sum_error));
-        return quotient(a, square, inverse * inverse);
-      } else {
-        return a * inverse * inverse;
-      }
-    }
-
-   private:
-    static GELU_EXT_FN T inverse_of(T sum) {
-      if constexpr (is_single<P>) return rough_reciprocal(sum);
-      return reciprocal(sum);
-    }
-  };
 };
 
 // z(t) = kLinear (t + kCubic t^3), with the constants of Act.
@@ -413,17 +422,301 @@ struct Silu : SigmoidGate<LinearArgument<Silu>> {
   static constexpr double kLinear = 1;
 };
 
+// max(x, 0). Its slope at 0 is 0 and that at NaN is 1, as in torch.
+struct Relu {
+  static constexpr const char* name = "relu";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return at_least(x, typename P::scalar(0));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    return where_above(x, typename P::scalar(0), T(1.0f), T(0.0f));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    return {value<P>(x), slope<P>(x)};
+  }
+};
+
+// max(x, 0)^2, also called squared ReLU (So et al., arXiv:2109.08668).
+struct Relu2 {
+  static constexpr const char* name = "relu2";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return value_and_slope<P>(x).value;
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    return value_and_slope<P>(x).slope;
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const T root = at_least(x, typename P::scalar(0));
+    return {product(root, root), root + root};
+  }
+};
+
+// exp(k x) as an E, which is Exp2<P> or Exp2Minus1<P>: a power of 2 in float32, both of the library's in float64.
+template <class P, int k, class E = Exp2<P>, class T = typename P::type>
+GELU_EXT_FN E exp_of(T x) {
+  if constexpr (!is_double<P>) {
+    constexpr double a = k * kLog2E;
+    constexpr float a_hi = static_cast<float>(a), a_lo = static_cast<float>(a - a_hi);
+    return E(a_hi, x, a_lo);
+  } else if constexpr (std::is_same_v<E, Exp2<P>>) {
+    return {::exp(k * x)};
+  } else {
+    return {::exp(k * x), ::expm1(k * x)};
+  }
+}
+
+// A multiple of 1/4 at which exp(-k t) has vanished, and so have its products with factors up to 2^10.
+template <class P, int k>
+inline constexpr typename P::scalar kVanished = static_cast<int>(4 * kVanishing<P> / (k * kLog2E) + 1) / 4.0f;
+
+// 1/(1 + exp(-x)), the logistic function: e/(1 + e) at -t and 1 - e/(1 + e) at t, where e = exp(-t). Its slope is
+// e/(1 + e)^2 at both.
+struct Sigmoid {
+  static constexpr const char* name = "sigmoid";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    const Exp2<P> e = exp_minus<P>(x);
+    return value(x, e, one_plus<P>(e));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    const Exp2<P> e = exp_minus<P>(x);
+    return slope<T>(e, one_plus<P>(e));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const Exp2<P> e = exp_minus<P>(x);
+    const Divisor<P> one_plus_e = one_plus<P>(e);
+    return {value(x, e, one_plus_e), slope<T>(e, one_plus_e)};
+  }
+
+ private:
+  template <class P, class T>
+  static GELU_EXT_FN Exp2<P> exp_minus(T x) {
+    return exp_of<P, -1>(clamped_magnitude_or_nan(x, kVanished<P, 1>));
+  }
+
+  template <class T, class E, class Sum>
+  static GELU_EXT_FN T value(T x, E e, Sum one_plus_e) {
+    const auto below = e.times(one_plus_e.divide(1.0f));
+    if constexpr (std::is_arithmetic_v<T>) {
+      return x > 0 ? below.subtracted_from(1) : below.value();
+    } else {
+      return complement_where_positive(x, below.value());
+    }
+  }
+
+  template <class T, class E, class Sum>
+  static GELU_EXT_FN T slope(E e, Sum one_plus_e) {
+    return e.times(one_plus_e.divide_twice(1.0f)).value();
+  }
+};
+
+// tanh(t) = (1 - e)/(1 + e) with e = exp(-2 t), where 1 - e would cancel for small t; the slope is 4 e/(1 + e)^2.
+struct Tanh {
+  static constexpr const char* name = "tanh";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    const T t = clamped<P>(x);
+    const auto e = exp_of<P, -2, Exp2Minus1<P>>(t);
+    return value<P>(x, t, e, one_plus<P>(e));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    const auto e = exp_of<P, -2>(clamped<P>(x));
+    return slope<T>(e, one_plus<P>(e));
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const T t = clamped<P>(x);
+    const auto e = exp_of<P, -2, Exp2Minus1<P>>(t);
+    const Divisor<P> one_plus_e = one_plus<P>(e);
+    return {value<P>(x, t, e, one_plus_e), slope<T>(e, one_plus_e)};
+  }
+
+ private:
+  template <class P, class T>
+  static GELU_EXT_FN T clamped(T x) {
+    return clamped_magnitude_or_nan(x, kVanished<P, 2>);
+  }
+
+  template <class P, class T, class E, class Sum>
+  static GELU_EXT_FN T value(T x, T t, E e, Sum one_plus_e) {
+    const T ratio = one_plus_e.divide(e.minus_one());
+    if constexpr (is_single<P>) {
+      return with_sign_of(x, where_above(t, 0x1p-12f, ratio, t));  // below it is t, which loses no bit of a subnormal
+    } else {
+      return with_sign_of(x, ratio);
+    }
+  }
+
+  template <class T, class E, class Sum>
+  static GELU_EXT_FN T slope(E e, Sum one_plus_e) {
+    return e.times(one_plus_e.divide_twice(4.0f)).value();
+  }
+};
+
+// x tanh(log(1 + exp(x))) (Misra, arXiv:1908.08681). With u = exp(x) and d = (1 + u)^2 + 1 = u (u + 2) + 2, nothing
+// cancels but the slope at its root, in
+//     value     x u (u + 2)/d                                            for x <= 0     x - 2 x/d    for x > 0
+//     slope     u (u^3 + 4 u^2 + (4 x + 6) u + 4 (x + 1))/d^2            for x <= 0
+//               1 + ((4 x - 2) u^2 + (4 x - 4) u - 4)/d^2                for x > 0.
+struct Mish {
+  static constexpr const char* name = "mish";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return Parts<P>(x).value(x);
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    return Parts<P>(x).slope();
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const Parts<P> parts(x);
+    return {parts.value(x), parts.slope()};
+  }
+
+ private:
+  template <class P>
+  struct Parts {
+    using T = typename P::type;
+    using S = typename P::scalar;
+    static constexpr S kHigh = is_double<P> ? 24 : 12;  // from here on value and slope are x and 1 to every bit
+
+    T x;  // clamped
+    Exp2<P> exp;
+    T u;
+    Divisor<P> d;
+
+    explicit GELU_EXT_FN Parts(T any_x)
+        : x(at_most(at_least(any_x, -kVanished<P, 1>), kHigh)),
+          exp(exp_of<P, 1>(x)),
+          u(exp.whole().value()),
+          d(divisor(u, exp.whole().plus(2))) {}
+
+    GELU_EXT_FN T value(T any_x) const {
+      const T twice = x + x, ratio = d.divide(where_above(x, S(0), twice, mul_add(x, u, twice)));
+      const T value = where_above(x, S(0), any_x - ratio, exp.times(ratio).value());
+      // A quotient of float32, and a power of 2 in packs, may have made 0 of -0.
+      if constexpr (std::is_same_v<P, LowPrecision>) return value;
+      return with_sign_of(any_x, value);
+    }
+
+    GELU_EXT_FN T slope() const {
+      const T x4 = T(4.0f) * x;
+      const T c2 = where_above(x, S(0), x4 - T(2.0f), u + T(4.0f));
+      const T c1 = x4 + where_above(x, S(0), T(-4.0f), T(6.0f));
+      const T c0 = where_above(x, S(0), T(-4.0f), x4 + T(4.0f));
+      const T ratio = d.divide_twice(mul_add(mul_add(c2, u, c1), u, c0));
+      return where_above(x, S(0), T(1.0f) + ratio, exp.times(ratio).value());
+    }
+
+   private:
+    static GELU_EXT_FN Divisor<P> divisor(T u, T u_plus_2) {
+      const T two = 2.0f, sum = mul_add(u, u_plus_2, two);
+      if constexpr (!is_single<P>) return {sum, two};
+      return {sum, mul_add(u, u - (u_plus_2 - two), fused(u, u_plus_2, two - sum))};
+    }
+  };
+};
+
+// x above 0, exp(x) - 1 below (Clevert, Unterthiner and Hochreiter, arXiv:1511.07289, with alpha = 1).
+struct Elu {
+  static constexpr const char* name = "elu";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return value<P>(x, exp_of<P, 1, Exp2Minus1<P>>(at_least(x, -kVanished<P, 1>)));
+  }
+
+  // exp(x) clamped to 1: so a NaN stays one.
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T x) {
+    return exp_of<P, 1>(clamped<P>(x)).whole().value();
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    const auto e = exp_of<P, 1, Exp2Minus1<P>>(clamped<P>(x));
+    return {value<P>(x, e), e.whole().value()};
+  }
+
+ private:
+  template <class P, class T>
+  static GELU_EXT_FN T clamped(T x) {
+    return at_most(at_least(x, -kVanished<P, 1>), typename P::scalar(0));
+  }
+
+  // Just below 0 it is x too, to every bit, also of a subnormal. Above, e may have overflown.
+  template <class P, class T, class E>
+  static GELU_EXT_FN T value(T x, E e) {
+    constexpr typename P::scalar kLinear = is_double<P> ? -0x1p-54 : -0x1p-25;
+    return where_above(x, kLinear, x, e.minus_one());
+  }
+};
+
+// x, for bilinear gates: glu then is the product of its halves.
+struct Identity {
+  static constexpr const char* name = "identity";
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T value(T x) {
+    return x;
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN T slope(T) {
+    return 1.0f;
+  }
+
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
+    return {x, slope<P>(x)};
+  }
+};
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
-using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu>;
+using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh, Mish, Elu, Identity>;
 
-// Value, slope and both of the activation Act at any x, in precision P. Clamping may lose a NaN; max0(x) brings it
-// back.
-template <class Act, class P>
+// Value, slope and both of the activation Act at any x, in precision P.
+template <class Act, class P, class = void>
 struct Activation {
+  using T = typename P::type;
+
+  static GELU_EXT_FN T value(T x) { return Act::template value<P>(x); }
+  static GELU_EXT_FN T slope(T x) { return Act::template slope<P>(x); }
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) { return Act::template value_and_slope<P>(x); }
+};
+
+// Of a gate. Clamping may lose a NaN; max0(x) brings it back.
+template <class Act, class P>
+struct Activation<Act, P, std::void_t<decltype(Act::template limit<P>)>> {
   using T = typename P::type;
 
   static GELU_EXT_FN T value(T x) { return value(x, Act::template tail<P>(clamped(x))); }

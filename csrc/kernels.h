@@ -86,6 +86,9 @@ struct Problem {
 
   int operands() const { return Operations::operands[operation]; }
   int vectors() const { return Operations::vectors[operation]; }
+  bool has_vectors() const {
+    return std::any_of(vector, vector + vectors(), [](const ConstVector& v) { return v.data != nullptr; });
+  }
 };
 
 struct Forward : Problem {
@@ -98,6 +101,42 @@ struct Backward : Problem {
   Matrix grad[Operations::most_operands];
   Vector grad_vector[Operations::most_vectors];
 };
+
+// f(matrix) for every matrix of a problem; `data` is null in some.
+template <class F>
+void for_each_matrix(Forward& p, F&& f) {
+  for (ConstMatrix& x : p.x) f(x);
+  f(p.out);
+}
+template <class F>
+void for_each_matrix(Backward& p, F&& f) {
+  for (ConstMatrix& x : p.x) f(x);
+  f(p.grad_out);
+  for (Matrix& grad : p.grad) f(grad);
+}
+
+// Whether in every matrix row follows row without a gap, so that they may be cut into rows anew.
+template <class AnyProblem>
+bool is_contiguous(AnyProblem p) {
+  bool contiguous = true;
+  for_each_matrix(p, [&](const auto& m) {
+    contiguous = contiguous && (m.data == nullptr || p.rows == 1 || m.row_stride == p.cols);
+  });
+  return contiguous;
+}
+
+// `rows` rows of `cols` elements from element `first` on, of a contiguous problem.
+template <class AnyProblem>
+AnyProblem recut(AnyProblem p, int64_t first, int64_t rows, int64_t cols) {
+  for_each_matrix(p, [&](auto& m) {
+    if (m.data == nullptr) return;
+    m.data = reinterpret_cast<decltype(m.data)>(reinterpret_cast<uintptr_t>(m.data) + first * size_of(p.dtype));
+    m.row_stride = cols;
+  });
+  p.rows = rows;
+  p.cols = cols;
+  return p;
+}
 
 // Every entry point takes a problem with rows > 0 and cols > 0.
 namespace cpu {
@@ -125,7 +164,7 @@ int forward(const Forward&, const Device&, void* stream);
 size_t workspace_bytes(const Backward&, const Device&);
 int backward(const Backward&, void* workspace, const Device&, void* stream);
 const char* error_string(int error);
-// e.g. "75 80 90 120+PTX": what this build has code for
+// e.g. "75 80 90 100+PTX 120": what this build has code for
 const char* architectures();
 }  // namespace cuda
 

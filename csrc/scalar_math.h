@@ -171,6 +171,36 @@ GELU_EXT_FN double clamped_magnitude(double x, double limit) {
   return magnitude < limit ? magnitude : limit;
 }
 
+// The same that keeps a NaN.
+GELU_EXT_FN float clamped_magnitude_or_nan(float x, float limit) {
+  const float magnitude = __builtin_fabsf(x);
+  return magnitude > limit ? limit : magnitude;
+}
+GELU_EXT_FN double clamped_magnitude_or_nan(double x, double limit) {
+  const double magnitude = __builtin_fabs(x);
+  return magnitude > limit ? limit : magnitude;
+}
+
+// max(x, low) and min(x, high) that keep NaN, and x where it equals the bound: -0 is at least 0.
+template <class T>
+GELU_EXT_FN T at_least(T x, T low) {
+  return x < low ? low : x;
+}
+template <class T>
+GELU_EXT_FN T at_most(T x, T high) {
+  return x > high ? high : x;
+}
+
+// a where x > bound or x is NaN, else b
+template <class T>
+GELU_EXT_FN T where_above(T x, T bound, T a, T b) {
+  return x <= bound ? b : a;
+}
+
+// |y| with the sign of x
+GELU_EXT_FN float with_sign_of(float x, float y) { return __builtin_copysignf(y, x); }
+GELU_EXT_FN double with_sign_of(double x, double y) { return __builtin_copysign(y, x); }
+
 // max(x, 0) that keeps NaN and the sign of zero: max0(-0) and max0(x < 0) are -0, so that `max0(x) - 0` is gelu's
 // limit.
 template <class T>
@@ -267,8 +297,20 @@ struct SplitExponent {
   explicit GELU_EXT_FN SplitExponent(T x) : shifted_n(x + kUnit), r(x - (shifted_n - kUnit)) {}
 };
 
-// 2^x for -2^17 < x <= 0, |a_lo b| << 1. It is not multiplied out: times(factor) is a product whose last multiplication
-// is fused with what is added to it, so that it is rounded once, also where it is subnormal.
+// (2^r - 1)/r for |r| <= 1/2. Errors, here and below, are relative to the result that it goes into.
+template <class P, class T = typename P::type>
+GELU_EXT_FN T exp2_excess_over(T r) {
+  if constexpr (is_single<P>) {
+    // degree 5 in r on [-0.5, 0.5], error 3.0e-09
+    return horner(r, 0x1.416b5ep-13f, 0x1.5f082ep-10f, 0x1.3b2dep-7f, 0x1.c6af7cp-5f, 0x1.ebfbdcp-3f, 0x1.62e43p-1f);
+  } else {
+    // degree 4 in r on [-0.5, 0.5], error 9.3e-08
+    return horner(r, 0x1.5bda9p-10f, 0x1.3ce8b2p-7f, 0x1.c6b6d8p-5f, 0x1.ebf9c2p-3f, 0x1.62e42ap-1f);
+  }
+}
+
+// 2^x for -2^17 < x <= 64, |a_lo b| << 1. It is not multiplied out: times(factor) is a product whose last
+// multiplication is fused with what is added to it, so that it is rounded once, also where it is subnormal.
 template <class P, int Pieces = kPieces<typename P::type>>
 struct Exp2;
 
@@ -278,7 +320,7 @@ template <>
 struct Exp2<LowPrecision, 0> {
   float root;
 
-  GELU_EXT_FN Exp2(float a, float b) : root(special_exp2(a * (0.5f * b))) {}
+  GELU_EXT_FN Exp2(float a, float b, float = 0.0f) : root(special_exp2(a * (0.5f * b))) {}
 
   GELU_EXT_FN Product<float> times(float factor) const { return {factor * root, root}; }
   GELU_EXT_FN Product<float> whole() const { return {root, root}; }
@@ -295,23 +337,12 @@ struct Exp2<P, 0> {
 
   GELU_EXT_FN Exp2(T a, T b, T a_lo = 0.0f) : Exp2(SplitExponent<P>(a, b, a_lo)) {}
   explicit GELU_EXT_FN Exp2(T x) : Exp2(SplitExponent<P>(x)) {}
-  explicit GELU_EXT_FN Exp2(const SplitExponent<P>& x) : shifted_n(x.shifted_n), excess(x.r * excess_over(x.r)) {}
+  explicit GELU_EXT_FN Exp2(const SplitExponent<P>& x)
+      : shifted_n(x.shifted_n), excess(x.r * exp2_excess_over<P>(x.r)) {}
 
   GELU_EXT_FN auto times(T factor) const { return times_power_of_2(mul_add(factor, excess, factor), shifted_n); }
   GELU_EXT_FN auto whole() const { return times_power_of_2(1 + excess, shifted_n); }
   GELU_EXT_FN T scaled() const { return scaled_power_of_2(1 + excess, shifted_n); }
-
- private:
-  // (2^r - 1)/r for |r| <= 1/2. Errors, here and below, are relative to the result that it goes into.
-  static GELU_EXT_FN T excess_over(T r) {
-    if constexpr (is_single<P>) {
-      // degree 5 in r on [-0.5, 0.5], error 3.0e-09
-      return horner(r, 0x1.416b5ep-13f, 0x1.5f082ep-10f, 0x1.3b2dep-7f, 0x1.c6af7cp-5f, 0x1.ebfbdcp-3f, 0x1.62e43p-1f);
-    } else {
-      // degree 4 in r on [-0.5, 0.5], error 9.3e-08
-      return horner(r, 0x1.5bda9p-10f, 0x1.3ce8b2p-7f, 0x1.c6b6d8p-5f, 0x1.ebf9c2p-3f, 0x1.62e42ap-1f);
-    }
-  }
 };
 
 // A register with lookup: 2^x = significand 2^floor(n). 2^(n - floor(n)) is looked up; |r| <= 1/(2 Pieces) is so small
@@ -348,6 +379,52 @@ struct Exp2<DoublePrecision, 0> {
 
   GELU_EXT_FN Product<double> times(double factor) const { return {factor, value}; }
   GELU_EXT_FN Product<double> whole() const { return {1, value}; }
+};
+
+// 2^x - 1 for x <= 0 without cancellation, and 2^x: 2^x - 1 = (2^n - 1) + 2^n (2^r - 1). The first term is 0 for small
+// x, and exact down to 2^n = 1/2; the second is exact relative to itself, as r is.
+template <class P, int Pieces = kPieces<typename P::type>>
+struct Exp2Minus1 {
+  using T = typename P::type;
+
+  T shifted_n;
+  T power, excess;  // 2^x = power (1 + excess) 2^floor(n)
+
+  GELU_EXT_FN Exp2Minus1(T a, T b, T a_lo = 0.0f) {
+    const SplitExponent<P> x(a, b, a_lo);
+    shifted_n = x.shifted_n;
+    if constexpr (Pieces == 0) {
+      power = 1.0f;
+      excess = x.r * exp2_excess_over<P>(x.r);
+    } else {
+      using Table = Exp2Pieces<Pieces>;
+      const auto fraction = bits_of(shifted_n);
+      power = look_up(Table::powers, fraction);
+      if constexpr (is_single<P>) {
+        excess = mul_add(x.r, horner(x.r, Table::minus_one), look_up(Table::power_errors, fraction));
+      } else {
+        excess = x.r * horner(x.r, Table::minus_one);
+      }
+    }
+  }
+
+  GELU_EXT_FN auto times(T factor) const { return times_power_of_2(factor * whole_significand(), shifted_n); }
+  GELU_EXT_FN auto whole() const { return times_power_of_2(whole_significand(), shifted_n); }
+  GELU_EXT_FN T minus_one() const {
+    return times_power_of_2(power * excess, shifted_n).plus(times_power_of_2(power, shifted_n).plus(-1.0f));
+  }
+
+ private:
+  GELU_EXT_FN T whole_significand() const { return mul_add(power, excess, power); }
+};
+
+template <>
+struct Exp2Minus1<DoublePrecision, 0> {
+  double value, value_minus_1;
+
+  GELU_EXT_FN Product<double> times(double factor) const { return {factor, value}; }
+  GELU_EXT_FN Product<double> whole() const { return {1, value}; }
+  GELU_EXT_FN double minus_one() const { return value_minus_1; }
 };
 
 // 2^(a b), scaled: one number, normal wherever a 16-bit result is not 0. What it is multiplied by has to carry 2^-33.

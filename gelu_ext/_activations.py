@@ -41,8 +41,27 @@ def _saturating(formula: Function, limit32: float, limit64: float) -> Function:
     return composite
 
 
+def _sigmoid(z: Tensor) -> Tensor:
+    """Its derivative s (1 - s) would cancel where s is close to 1: there it is that of 1 - sigmoid(-z)."""
+    below = torch.sigmoid(torch.where(z > 0, -z, z))
+    return torch.where(z > 0, 1 - below, below)
+
+
+def _tanh(z: Tensor) -> Tensor:
+    """The same for 1 - tanh^2: far out it is 2 sigmoid(2 z) - 1."""
+    far = 1 - 2 * torch.sigmoid(torch.where(z > 0, -2 * z, 2 * z))
+    return torch.where(z.abs() < 1, torch.tanh(z), torch.where(z > 0, far, -far))
+
+
+def _elu(z: Tensor) -> Tensor:
+    """The derivative of expm1 is computed as expm1 + 1, which cancels far below 0."""
+    below = z.masked_fill(z > 0, 0.0)
+    return torch.where(z > 0, z, torch.where(below > -1, torch.expm1(below), torch.exp(below) - 1))
+
+
 _SQRT_HALF = 0.7071067811865476
 _SQRT_8_OVER_PI = 1.5957691216057308
+_LOG_2 = 0.6931471805599453
 _GELU = "Hendrycks and Gimpel, arXiv:1606.08415"
 
 _ROWS = (
@@ -81,6 +100,63 @@ _ROWS = (
         F.silu,
         _saturating(lambda z: z * torch.sigmoid(z), 112.5, 748.75),
     ),
+    Activation(
+        "relu",
+        "ReLU",
+        "max(z, 0)",
+        "Nair and Hinton, ICML 2010",  # T5, OPT
+        F.relu,
+        F.relu,
+    ),
+    Activation(
+        "relu2",
+        "squared ReLU",
+        "max(z, 0)^2",
+        "So et al., arXiv:2109.08668",  # Primer, Nemotron
+        lambda z: F.relu(z) ** 2,
+        lambda z: F.relu(z) ** 2,
+    ),
+    Activation(
+        "sigmoid",
+        "Sigmoid",
+        "1 / (1 + exp(-z))",
+        "Dauphin, Fan, Auli and Grangier, arXiv:1612.08083",  # the gate of the first GLU
+        torch.sigmoid,
+        _sigmoid,
+    ),
+    Activation(
+        "tanh",
+        "Tanh",
+        "tanh(z)",
+        "van den Oord et al., arXiv:1606.05328",  # PixelCNN's and WaveNet's gated unit
+        torch.tanh,
+        _tanh,
+    ),
+    Activation(
+        "mish",
+        "Mish",
+        "z tanh(log(1 + exp(z)))",
+        "Misra, arXiv:1908.08681",  # YOLOv4
+        F.mish,
+        # tanh(log(1 + e^z)) = sigmoid(log(n/2)), n = e^z (e^z + 2)
+        _saturating(lambda z: z * torch.sigmoid(z + F.softplus(z - _LOG_2)), 112.5, 748.75),
+    ),
+    Activation(
+        "elu",
+        "ELU",
+        "z for z > 0, else exp(z) - 1",
+        "Clevert, Unterthiner and Hochreiter, arXiv:1511.07289",
+        F.elu,
+        _elu,
+    ),
+    Activation(
+        "identity",
+        "Identity",
+        "z",
+        "Shazeer, arXiv:2002.05202",  # bilinear GLU
+        torch.clone,
+        torch.clone,
+    ),
 )
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 # The forms of GELU: torch's `approximate` -> name of the activation.
@@ -88,12 +164,8 @@ GELUS: dict[str, str] = {row.approximate: row.name for row in _ROWS if row.appro
 
 # Activations without kernels, by the label that patch() reports them with.
 OTHERS: dict[str, Function] = {
-    "ReLU": F.relu,
     "ReLU6": F.relu6,
-    "squared ReLU": lambda z: F.relu(z) ** 2,
     "LeakyReLU": F.leaky_relu,
-    "ELU": F.elu,
-    "Mish": F.mish,
     "Hardswish": F.hardswish,
     "GELU clipped to [-10, 10]": lambda z: F.gelu(z).clamp(-10, 10),
 }

@@ -23,8 +23,8 @@ from pathlib import Path
 
 __version__ = "0.2.0"  # its one home: pyproject.toml reads it from here
 
-# Turing to Blackwell, and PTX of the last for what comes later. Used where no GPU is visible to ask.
-DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# Turing to Blackwell, and PTX for what is between them (11.0) and comes later. Used where no GPU is visible to ask.
+DEFAULT_ARCHITECTURES, WITH_PTX = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"), "10.0"
 FACTS_PREFIX = "GELU_EXT_BUILD_FACTS="
 GIBIBYTES_PER_JOB = 2  # what one compiler run may take with torch's headers
 
@@ -211,7 +211,8 @@ def architectures(toolkit: Toolkit) -> str:
             f"CUDA {toolkit.version} knows none of the default architectures ({', '.join(DEFAULT_ARCHITECTURES)}): "
             "name yours in TORCH_CUDA_ARCH_LIST."
         )
-    return ";".join(known) + "+PTX"
+    with_ptx = WITH_PTX if WITH_PTX in known else known[-1]
+    return ";".join(f"{arch}+PTX" if arch == with_ptx else arch for arch in known)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------

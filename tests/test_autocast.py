@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from reference import check, every_call, every_half, leaf, randn
+from reference import check, every_half, leaf, randn, telling_calls
 from torch import nn
 
 import gelu_ext
 
 
 @every_half
-@every_call
+@telling_calls
 def test_runs_in_the_dtype_of_its_input(call, dtype, device):
     with torch.autocast(device, dtype=dtype):
         for kind in (torch.float32, dtype, torch.float64):
@@ -69,7 +69,7 @@ def test_a_model_with_float32_parameters(dtype, device):
 
 
 @every_half
-@every_call
+@telling_calls
 def test_double_backward_and_transforms(call, dtype):
     x = randn((5, call.width(7)), dtype)
     other = call.other(x, torch.float32 if call.has_bias else dtype)

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from reference import every_call, leaf, randn, same_bits
+from reference import leaf, randn, same_bits, telling_calls
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import gelu_ext
@@ -27,13 +27,13 @@ def assert_same(got, expected):
     assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
 
 
-@every_call
+@telling_calls
 def test_without_reentrance(call):
     x, other = operands(call)
     assert_same(run(call, x, other, functools.partial(checkpoint, use_reentrant=False)), run(call, x, other))
 
 
-@every_call
+@telling_calls
 def test_with_reentrance(call):
     x, other = operands(call)
     out = checkpoint(lambda x, other: call(x * 1.5, other * 0.5).sin(), x, other, use_reentrant=True)
@@ -42,7 +42,7 @@ def test_with_reentrance(call):
 
 
 @pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.MUST_RECOMPUTE], ids=str)
-@every_call
+@telling_calls
 def test_a_policy_sees_the_operators(call, policy):
     op = getattr(torch.ops.gelu_ext, call.operator).default
     seen = []
@@ -60,7 +60,7 @@ def test_a_policy_sees_the_operators(call, policy):
     assert seen[0] is False and seen.count(False) == 1, "the policy must be asked for the fused operator"
 
 
-@every_call
+@telling_calls
 def test_saves_its_inputs_and_nothing_else(call):
     """The matrices themselves; of a bias a copy, see test_surroundings.py."""
     x, other = operands(call)
@@ -73,7 +73,7 @@ def test_saves_its_inputs_and_nothing_else(call):
     assert out.requires_grad
 
 
-@every_call
+@telling_calls
 def test_tensors_that_hooks_replace(call):
     x, other = operands(call)
     expected = run(call, x, other)
@@ -83,7 +83,7 @@ def test_tensors_that_hooks_replace(call):
         assert_same(run(call, x, other), expected)
 
 
-@every_call
+@telling_calls
 def test_an_input_written_to_after_the_call_is_an_error(call):
     x, other = operands(call)
     h = x * 1.0

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from reference import Call, assert_within, every_call, leaf, randn, same_bits
+from reference import Call, assert_within, leaf, randn, same_bits, telling_calls
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -52,7 +52,7 @@ def check_compiled(call: Call, compiled, rows: int, dtype: torch.dtype, other_dt
         assert same_bits(compiled(x, other), out.detach())
 
 
-@every_call
+@telling_calls
 def test_forward_and_backward(call):
     for other_dtype in call.biases(torch.bfloat16):
         torch._dynamo.reset()

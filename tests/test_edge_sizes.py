@@ -20,7 +20,6 @@ from reference import (
     at_offset,
     check,
     check_with_every_bias,
-    every_call,
     every_dtype,
     every_exact_call,
     every_half,
@@ -28,6 +27,7 @@ from reference import (
     leaf,
     randn,
     same_bits,
+    telling_calls,
 )
 from torch import Tensor
 
@@ -41,7 +41,7 @@ every_exact_call_with_a_bias = pytest.mark.parametrize("call", [call for call in
 
 @every_dtype
 @pytest.mark.parametrize("shape", [(0, 128), (2, 3, 0), (0, 0)], ids=str)
-@every_call
+@telling_calls
 def test_an_empty_input_and_the_next_call(call, shape, dtype, device):
     """No rows: sglang #23609, where the error outlived the call. Rows of no columns: flashinfer PR #265."""
     check_with_every_bias(call, randn(shape, dtype, device))
@@ -206,7 +206,7 @@ def test_a_bias_that_is_a_slice_of_a_larger_buffer(call, begin, dtype, device):
 
 
 @every_dtype
-@every_call
+@telling_calls
 def test_a_part_split_from_a_fused_projection(call, dtype, device):
     """vllm PR #3324."""
     _, x, _ = randn((2, 5, 3 * 16 + 48 + 6), dtype, device).split([48, 48, 6], -1)

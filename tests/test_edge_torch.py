@@ -7,13 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import Call, assert_within, check_with_every_bias, every_call, every_exact_call, leaf, randn, same_bits
+from reference import (
+    Call,
+    assert_within,
+    check_with_every_bias,
+    every_exact_call,
+    leaf,
+    randn,
+    same_bits,
+    telling_calls,
+)
 from torch import Tensor
 
 import gelu_ext
 
 
-@every_call
+@telling_calls
 def test_a_backward_under_bfloat16_autocast_does_not_run_in_float16(call, device):
     """pytorch #87979."""
     x, weight = randn((5, 16), torch.float32, device), leaf(randn((call.width(24), 16), torch.float32, device) / 10)
@@ -28,7 +37,7 @@ def test_a_backward_under_bfloat16_autocast_does_not_run_in_float16(call, device
     assert all(grad.isfinite().all() and grad.abs().max() > 65504 for grad in grads)
 
 
-@every_call
+@telling_calls
 def test_a_backward_over_a_freed_graph_is_an_error(call, device):
     """axolotl PR #3892: garbage, in a second backward."""
     x, grad_out = randn((4, call.width(9)), torch.float32, device), randn((4, 9), torch.float32, device, seed=2)
@@ -68,7 +77,7 @@ def test_a_tensor_on_a_device_that_is_not_the_current_one(call, cuda):
     assert torch.cuda.current_device() == 0
 
 
-@every_call
+@telling_calls
 def test_on_a_side_stream(call, cuda):
     """The kernels run on the current stream: behind a long producer, and before a consumer, of that stream alone."""
     x = randn((256, call.width(512)), torch.float32, cuda)
@@ -90,7 +99,7 @@ def test_on_a_side_stream(call, cuda):
     assert all(same_bits(a, b) for a, b in zip(grads, again, strict=True))
 
 
-@every_call
+@telling_calls
 def test_in_a_captured_graph(call, cuda):
     x, grad_out = randn((300, call.width(129)), torch.bfloat16, cuda), randn((300, 129), torch.bfloat16, cuda, seed=2)
     leaves = leaf(x), leaf(call.other(x, torch.bfloat16))

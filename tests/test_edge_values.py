@@ -6,16 +6,20 @@ They stand in every layout and at every place of a vector. All 16-bit numbers, c
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from reference import (
-    CALLS,
     FORMS,
+    TELLING_CALLS,
+    Bound,
     Call,
+    assert_within,
     at_offset,
     check,
     check_with_every_bias,
+    every_activation,
     every_call,
     every_dtype,
     every_form,
@@ -24,11 +28,15 @@ from reference import (
     randn,
     same_bits,
     slope,
+    slope_error,
+    telling_calls,
+    ulp,
     value,
 )
 from torch import Tensor
 
 import gelu_ext
+from gelu_ext._activations import GELUS
 
 
 def _everywhere(numbers: list[float], dtype: torch.dtype, device: str) -> dict[str, Tensor]:
@@ -108,7 +116,7 @@ def test_a_tiny_x_gives_half_of_it(form, dtype, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("call", [call for call in CALLS if call.operator == "glu"], ids=str)
+@pytest.mark.parametrize("call", [call for call in TELLING_CALLS if call.operator == "glu"], ids=str)
 def test_a_gate_that_is_one_number(call, dtype, device):
     """llm-scaler PR #484."""
     linear = randn((3, 2112), dtype, device)
@@ -119,7 +127,7 @@ def test_a_gate_that_is_one_number(call, dtype, device):
 
 @every_dtype
 @pytest.mark.parametrize("x", [-5.0, -13.0, -40.0, 0.0, -1e-40], ids=str)
-@every_call
+@telling_calls
 def test_the_same_number_everywhere(call, x, dtype, device):
     """Slow elsewhere: negative, pytorch #48388; zero, vllm PR #34562. `bench/bench.py --values` says what it costs."""
     check_with_every_bias(call, torch.full((64, call.width(96)), x, device=device).to(dtype))
@@ -155,6 +163,9 @@ SPECIAL = [  # x, value, slope
 ]
 
 
+OF_EVERY_ACTIVATION = [NAN, math.inf, -math.inf, 0.0, -0.0, -1e4, 1e4]
+
+
 def _assert_special(got: Tensor, expected: Tensor, signs_of_zero: bool, what: str) -> None:
     got, expected = got.detach().cpu(), expected.expand(got.shape)
     torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True, msg=what)
@@ -180,6 +191,27 @@ def test_the_table_of_special_values(form, dtype, device):
         _assert_special(grad_linear, -0.5 * values, True, f"gradient of linear, {name}")
 
 
+@every_dtype
+@every_activation
+def test_special_values_of_every_activation(activation, dtype, device):
+    """NaN stays one, the infinities give the limits, a zero keeps its sign where the activation does."""
+    x = torch.tensor(OF_EVERY_ACTIVATION, dtype=dtype, device=device)
+    expected, slopes = value(activation, x), slope(activation, x)
+    x_leaf, linear = leaf(x.repeat(67)), leaf(torch.full((67 * len(x),), 0.25, dtype=dtype, device=device))
+    out = gelu_ext.bias_act(x_leaf, activation=activation)
+    product = gelu_ext.act_mul(x_leaf, linear, activation=activation)
+    _assert_special(out[: len(x)], expected.to(dtype), True, "value")
+    for t, factor in ((out, 1.0), (product, 0.25)):
+        assert same_bits(t, t[: len(x)].repeat(67))
+        (grad_x,) = torch.autograd.grad(t, x_leaf, torch.full_like(t, -0.5))
+        finite = slopes.nan_to_num(posinf=0)
+        bound = Bound(-0.5 * factor * slopes, slope_error(finite, dtype) + 0.51 * ulp(finite, dtype))
+        assert_within(grad_x[: len(x)], bound, "slope")
+    product = gelu_ext.act_mul(x_leaf, linear, activation=activation)
+    (grad_linear,) = torch.autograd.grad(product, linear, torch.full_like(out, -0.5))
+    _assert_special(grad_linear[: len(x)], (-0.5 * expected).to(dtype), True, "gradient of linear")
+
+
 def _magnitudes(dtype: torch.dtype) -> Tensor:
     """Every power of two of the dtype, with odd significands, of both signs."""
     info = torch.finfo(dtype)
@@ -192,25 +224,27 @@ def _magnitudes(dtype: torch.dtype) -> Tensor:
 
 
 @every_dtype
-@every_form
-def test_a_finite_input_never_gives_nan(form, dtype, device):
+@every_activation
+def test_a_finite_input_never_gives_nan(activation, dtype, device):
     x = leaf(_magnitudes(dtype).to(device))
     grad_out = torch.full_like(x, -0.75)
     for factor in (0.5, torch.finfo(dtype).max):  # with which a product may overflow, and not be NaN
         linear = leaf(torch.full_like(x, factor))
-        outs = gelu_ext.bias_gelu(x, approximate=form), gelu_ext.gelu_mul(x, linear, approximate=form)
+        outs = [f(activation=activation) for f in (partial(gelu_ext.bias_act, x), partial(gelu_ext.act_mul, x, linear))]
         grads = torch.autograd.grad(outs[0], x, grad_out) + torch.autograd.grad(outs[1], (x, linear), grad_out)
-        assert all(t.isfinite().all() if factor < 1 else not t.isnan().any() for t in (*outs, *grads))
+        finite = factor < 1 and activation != "relu2"  # whose square overflows
+        assert all(t.isfinite().all() if finite else not t.isnan().any() for t in (*outs, *grads))
 
 
 @every_dtype
-@every_form
-def test_a_finite_input_never_gives_nan_where_the_backward_is_differentiable(form, dtype, device):
+@every_activation
+def test_a_finite_input_never_gives_nan_where_the_backward_is_differentiable(activation, dtype, device):
     """There the gradient comes from torch's own operations; it is the same gradient. fairseq #2235."""
     x = leaf(_magnitudes(dtype).to(device))
     grad_out = torch.full_like(x, -0.75)
-    (fused,) = torch.autograd.grad(gelu_ext.bias_gelu(x, approximate=form), x, grad_out)
-    (composite,) = torch.autograd.grad(gelu_ext.bias_gelu(x, approximate=form), x, grad_out, create_graph=True)
+    (fused,) = torch.autograd.grad(gelu_ext.bias_act(x, activation=activation), x, grad_out)
+    out = gelu_ext.bias_act(x, activation=activation)
+    (composite,) = torch.autograd.grad(out, x, grad_out, create_graph=True)
     assert not composite.isnan().any(), f"NaN at {x[composite.isnan()].tolist()[:4]}"
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(
@@ -244,7 +278,7 @@ def test_the_tail_ends_in_correctly_rounded_subnormals(form):
     """Not in zeros, and not in a constant. On the CPU: a GPU may flush them."""
     x = -torch.linspace(10.0, 15.0 if form == "none" else 70.0, 5000)
     out = gelu_ext.bias_gelu(x, approximate=form)
-    truth = value(form, x)
+    truth = value(GELUS[form], x)
     subnormal = (truth.abs() < torch.finfo(torch.float32).tiny) & (truth != 0)
     assert subnormal.sum() > 20
     assert ((out.double() - truth).abs()[subnormal] <= 2 * 2.0**-149).all()
@@ -279,5 +313,5 @@ def test_slope_and_value_of_bias_gelu_meet_at_zero(form, device):
     x_leaf = leaf(x)
     out = gelu_ext.bias_gelu(x_leaf, approximate=form)
     (grad_x,) = torch.autograd.grad(out, x_leaf, torch.full_like(x, 0.5))
-    torch.testing.assert_close(grad_x.cpu().double(), 0.5 * slope(form, x), rtol=1e-7, atol=0)
-    torch.testing.assert_close(out.detach().cpu().double(), value(form, x), rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad_x.cpu().double(), 0.5 * slope(GELUS[form], x), rtol=1e-7, atol=0)
+    torch.testing.assert_close(out.detach().cpu().double(), value(GELUS[form], x), rtol=1e-6, atol=0)

@@ -7,15 +7,14 @@ import math
 import pytest
 import torch
 from reference import (
-    CALLS,
     FORMS,
     LAYOUTS,
+    TELLING_CALLS,
     TRUTHS,
     Call,
     at_offset,
     check_forward,
     every_activation,
-    every_call,
     every_dtype,
     every_exact_call,
     every_form,
@@ -24,6 +23,7 @@ from reference import (
     randn,
     same_bits,
     slope,
+    telling_calls,
     value,
 )
 from torch import Tensor
@@ -49,7 +49,7 @@ def test_no_row_and_no_truth_is_left_over():
 
 @every_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@every_call
+@telling_calls
 def test_shapes(call, shape, dtype, device):
     x = randn((*shape[:-1], call.width(shape[-1])), dtype, device)
     for bias in call.biases(dtype):
@@ -57,7 +57,7 @@ def test_shapes(call, shape, dtype, device):
 
 
 @every_dtype
-@pytest.mark.parametrize("call", [call for call in CALLS if call.operator != "glu"], ids=str)
+@pytest.mark.parametrize("call", [call for call in TELLING_CALLS if call.operator != "glu"], ids=str)
 def test_a_scalar(call, dtype, device):
     x = randn((), dtype, device)
     assert check_forward(call, x, call.other(x, None)).shape == ()
@@ -65,7 +65,7 @@ def test_a_scalar(call, dtype, device):
 
 @every_dtype
 @pytest.mark.parametrize("width", WIDTHS)
-@every_call
+@telling_calls
 def test_widths(call, width, dtype, device):
     x = randn((3, call.width(width)), dtype, device)
     check_forward(call, x, call.other(x, call.biases(dtype)[-1]))
@@ -81,7 +81,7 @@ def test_widest(call, width, dtype, device):
 
 @every_dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
-@every_call
+@telling_calls
 def test_layouts(call, layout, dtype, device):
     x = LAYOUTS[layout](randn((2, 3, 5, 26), dtype, device))
     for bias in call.biases(dtype):
@@ -92,7 +92,7 @@ def test_layouts(call, layout, dtype, device):
 
 @every_dtype
 @pytest.mark.parametrize("offset", range(8))
-@every_call
+@telling_calls
 def test_storage_offsets(call, offset, dtype, device):
     x = randn((3, 74), dtype, device)
     for bias in call.biases(dtype):
@@ -128,7 +128,7 @@ BIASES = {
 
 @every_dtype
 @pytest.mark.parametrize("layout", BIASES)
-@pytest.mark.parametrize("call", [call for call in CALLS if call.has_bias], ids=str)
+@pytest.mark.parametrize("call", [call for call in TELLING_CALLS if call.has_bias], ids=str)
 def test_layouts_of_the_bias(call, layout, dtype, device):
     x = randn((5, 38), dtype, device)
     for kind in call.biases(dtype)[1:]:
@@ -173,16 +173,16 @@ def test_the_sum_with_the_bias_is_not_rounded_on_the_way(dtype, device):
     # 1024 + b is a float16 or bfloat16 only for some b: with the rest lost, gelu(x + b) would be 1024 or 1040.
     x, bias = torch.full((2, 4), -1024.0, dtype=dtype, device=device), torch.tensor([1024.3, 1024.2, 1025.1, 1026.7])
     out = gelu_ext.bias_gelu(x, bias.to(device)).cpu()
-    assert same_bits(out, value("none", bias - 1024.0).to(dtype).expand(2, 4))
+    assert same_bits(out, value("gelu", bias - 1024.0).to(dtype).expand(2, 4))
     small = torch.full((1, 2), 1.0, dtype=dtype, device=device)
     third_of_ulp = torch.full((2,), torch.finfo(dtype).eps / 3, dtype=dtype, device=device)
-    rounded_early = value("none", (small + third_of_ulp).float())
-    truth = value("none", small.float() + third_of_ulp.float())
+    rounded_early = value("gelu", (small + third_of_ulp).float())
+    truth = value("gelu", small.float() + third_of_ulp.float())
     out = gelu_ext.bias_gelu(small, third_of_ulp).cpu()
     assert same_bits(out, truth.to(dtype)) and not torch.equal(truth, rounded_early)
 
 
-@every_call
+@telling_calls
 def test_every_path_to_the_forward_gives_the_same_bits(call, device):
     x = randn((3, 4, 30), torch.bfloat16, device)
     other = call.other(x, torch.float32 if call.has_bias else torch.bfloat16)
@@ -211,7 +211,7 @@ def _mpmath_truth(activation: str, x: Tensor) -> list[tuple]:
     mp = pytest.importorskip("mpmath").mp.clone()
     mp.dps = 40
     exact = TRUTHS[activation].exact
-    return [(mp.mpf(max(z, 0)), mp.mpf(z > 0)) if abs(z) > 1000 else exact(mp, mp.mpf(z)) for z in x.tolist()]
+    return [exact(mp, mp.mpf(z)) for z in x.tolist()]
 
 
 @every_activation
@@ -227,7 +227,10 @@ def test_float64_is_as_exact_as_float64_allows(activation, device):
         x.tolist(), out.tolist(), slopes, _mpmath_truth(activation, x), strict=True
     ):
         bar = 1e-14 if z > -4 else 1e-12
-        assert abs(v - true_value) <= bar * abs(true_value) + abs(z) * 5e-324, (
+        if true_value > torch.finfo(torch.float64).max:  # a square
+            assert v == math.inf
+            continue
+        assert abs(v - true_value) <= bar * abs(true_value) + max(abs(z), 1) * 5e-324, (
             f"value at {z}: {v}, expected {true_value}"
         )
         slope_bar = 1e-13 * abs(true_slope) if abs(true_slope) > 0.05 else 1e-15
@@ -240,5 +243,8 @@ def test_the_truth_itself_is_true(activation):
     x = _float64_sample()
     values, slopes = value(activation, x).tolist(), slope(activation, x).tolist()
     for z, v, s, (true_value, true_slope) in zip(x.tolist(), values, slopes, _mpmath_truth(activation, x), strict=True):
+        if true_value > torch.finfo(torch.float64).max:
+            assert v == math.inf
+            continue
         assert abs(v - true_value) <= 4e-13 * abs(true_value) + 1e-300, f"value at {z}"
         assert abs(s - true_slope) <= 4e-13 * abs(true_slope) + 1e-16, f"slope at {z}"

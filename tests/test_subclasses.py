@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import Call, every_call, leaf, randn, same_bits
+from reference import Call, leaf, randn, same_bits, telling_calls
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -39,7 +39,7 @@ def forward_backward(call, x: Tensor, other: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("kind", ["fake", "meta"])
-@every_call
+@telling_calls
 def test_tensors_without_data(call, kind):
     for dtype in (torch.float32, torch.bfloat16):
         real = operands(call, dtype)
@@ -93,7 +93,7 @@ class Log(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@every_call
+@telling_calls
 def test_a_dispatch_mode_sees_the_operators(call):
     expected = forward_backward(call, *operands(call))
     with Log() as log:
@@ -148,7 +148,7 @@ class Logging(Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-@every_call
+@telling_calls
 def test_subclasses_by_torch_function(call):
     x, other = (t.detach() for t in operands(call))
     expected = call(x, other)
@@ -185,7 +185,7 @@ class Wrapper(Tensor):
         return tree_map_only(Tensor, cls, func(*unwrapped[0], **unwrapped[1]))
 
 
-@every_call
+@telling_calls
 def test_subclasses_by_torch_dispatch(call):
     x, other = operands(call)
     Wrapper.calls.clear()

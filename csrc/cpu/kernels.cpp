@@ -74,31 +74,15 @@ struct Split {
   }
 };
 
-template <class F>
-void for_each_matrix(Forward& p, F&& f) {
-  for (ConstMatrix& x : p.x) f(x);
-  f(p.out);
-}
-template <class F>
-void for_each_matrix(Backward& p, F&& f) {
-  for (ConstMatrix& x : p.x) f(x);
-  f(p.grad_out);
-  for (Matrix& grad : p.grad) f(grad);
-}
-
 // What is contiguous need not be taken row by row: rows of a few columns would be nothing but overhead. Without vectors
 // all of it is one long row; with some, `size` rows at a time are, along which the vectors repeat. The rows that are
 // left over are one shorter row.
 template <class AnyProblem>
 class Fold {
  public:
-  explicit Fold(const AnyProblem& problem) : p_(problem) {
+  explicit Fold(const AnyProblem& problem) : p_(problem), contiguous_(is_contiguous(problem)) {
     constexpr int64_t kWide = 1024;
-    for_each_matrix(p_, [&](const auto& m) {
-      contiguous_ = contiguous_ && (m.data == nullptr || p_.rows == 1 || m.row_stride == p_.cols);
-    });
-    const auto present = [](const ConstVector& vector) { return vector.data != nullptr; };
-    if (std::any_of(std::begin(p_.vector), std::end(p_.vector), present)) {
+    if (p_.has_vectors()) {
       size = std::clamp<int64_t>(kWide / p_.cols, 1, p_.rows);
     } else if (contiguous_) {
       size = p_.rows;
@@ -109,12 +93,7 @@ class Fold {
   template <class F>
   void for_each_part(F&& f) const {
     const auto part = [&](int64_t begin, int64_t rows, int64_t width) {
-      AnyProblem folded = p_;
-      folded.rows = rows, folded.cols = width * p_.cols;
-      for_each_matrix(folded, [&](auto& m) {
-        if (m.data != nullptr) m = {at_row(m, begin), folded.cols};
-      });
-      f(folded);
+      f(recut(p_, begin * p_.cols, rows, width * p_.cols));
     };
     if (size == 1 || !contiguous_) return f(p_);
     const int64_t whole = p_.rows / size, left = p_.rows % size;
@@ -152,14 +131,8 @@ class Fold {
     });
   }
 
-  template <class AnyMatrix>
-  auto at_row(const AnyMatrix& m, int64_t row) const {
-    using Byte = std::conditional_t<std::is_same_v<AnyMatrix, Matrix>, char, const char>;
-    return static_cast<Byte*>(m.data) + row * m.row_stride * static_cast<int64_t>(size_of(p_.dtype));
-  }
-
   AnyProblem p_;
-  bool contiguous_ = true;
+  bool contiguous_;
 };
 
 // Memory for values of an arithmetic type, in whole cache lines: from within a line, every vector of 64 bytes that is

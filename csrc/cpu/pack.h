@@ -100,15 +100,41 @@ GELU_EXT_FN Floats clamped_magnitude(Floats x, float limit) {
 #endif
 }
 
-GELU_EXT_FN Floats max0(Floats x) {
-  // The instruction returns its second operand for a NaN and for two zeros.
+// The instructions return their second operand for a NaN and for two zeros.
+GELU_EXT_FN Floats at_least(Floats x, float low) {
 #if defined(GELU_EXT_HAS_AVX512)
-  return _mm512_max_ps(broadcast(-0.0f), x);
+  return _mm512_max_ps(broadcast(low), x);
 #elif defined(GELU_EXT_HAS_AVX2)
-  return _mm256_max_ps(broadcast(-0.0f), x);
+  return _mm256_max_ps(broadcast(low), x);
 #else
-  return x < -0.0f ? broadcast(-0.0f) : x;
+  return x < low ? broadcast(low) : x;
 #endif
+}
+GELU_EXT_FN Floats at_most(Floats x, float high) {
+#if defined(GELU_EXT_HAS_AVX512)
+  return _mm512_min_ps(broadcast(high), x);
+#elif defined(GELU_EXT_HAS_AVX2)
+  return _mm256_min_ps(broadcast(high), x);
+#else
+  return x > high ? broadcast(high) : x;
+#endif
+}
+
+GELU_EXT_FN Floats max0(Floats x) { return at_least(x, -0.0f); }
+
+// a where x > bound or x is NaN, else b
+GELU_EXT_FN Floats where_above(Floats x, float bound, Floats a, Floats b) {
+#if defined(GELU_EXT_HAS_AVX512)
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, broadcast(bound), _CMP_NLE_UQ), b, a);
+#elif defined(GELU_EXT_HAS_AVX2)
+  return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, broadcast(bound), _CMP_NLE_UQ));
+#else
+  return x <= bound ? b : a;
+#endif
+}
+
+GELU_EXT_FN Floats with_sign_of(Floats x, Floats y) {
+  return from_bits((to_bits(y) & 0x7fffffffu) | (to_bits(x) & 0x80000000u));
 }
 
 // 1 - s where x > 0, else s
@@ -222,6 +248,12 @@ struct Pack<N, std::integer_sequence<int, I...>> {
   friend GELU_EXT_FN Pack fused(Pack a, Pack b, Pack c) { return {fused(a.part[I], b.part[I], c.part[I])...}; }
   friend GELU_EXT_FN Pack product(Pack a, Pack b) { return {product(a.part[I], b.part[I])...}; }
   friend GELU_EXT_FN Pack max0(Pack x) { return {max0(x.part[I])...}; }
+  friend GELU_EXT_FN Pack at_least(Pack x, float low) { return {at_least(x.part[I], low)...}; }
+  friend GELU_EXT_FN Pack at_most(Pack x, float high) { return {at_most(x.part[I], high)...}; }
+  friend GELU_EXT_FN Pack where_above(Pack x, float bound, Pack a, Pack b) {
+    return {where_above(x.part[I], bound, a.part[I], b.part[I])...};
+  }
+  friend GELU_EXT_FN Pack with_sign_of(Pack x, Pack y) { return {with_sign_of(x.part[I], y.part[I])...}; }
   friend GELU_EXT_FN Pack rough_reciprocal(Pack x) { return {rough_reciprocal(x.part[I])...}; }
   friend GELU_EXT_FN Pack reciprocal(Pack x) { return {reciprocal(x.part[I])...}; }
   friend GELU_EXT_FN Pack clamped_magnitude(Pack x, float limit) { return {clamped_magnitude(x.part[I], limit)...}; }

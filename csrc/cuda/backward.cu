@@ -6,17 +6,8 @@
 namespace gelu_ext::cuda {
 namespace {
 
-// Two biases and two rows of sums are 32 registers of a 16-bit thread, hence 3 blocks: 36 KB in flight. Blackwell's
-// compiler would spill there, or delay loads of float32; a B200 wants 43 KB, which 2 blocks of 2 rows exceed.
-constexpr Tuning tuning_of(int operands, DType dtype, int architecture) {
-  const bool blackwell = architecture >= 1000, single = dtype == DType::float32;
-  if (dtype == DType::float64) return {1, 2};
-  if (operands == 1) return tuned_by({1, 4});
-  if (blackwell) return tuned_by(single ? Tuning{1, 3} : Tuning{2, 2});
-  return tuned_by(single ? Tuning{1, 4} : Tuning{1, 3});
-}
-template <class Op, class Columns>
-inline constexpr Tuning kTuning = Columns::tuned(tuning_of(Op::operands, Columns::dtype, kArchitecture));
+template <class Op, class Columns, Wanted kWanted>
+inline constexpr Tuning kTuning = Columns::tuned(backward_tuning(Op::operands, kWanted, Columns::dtype, kArchitecture));
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
@@ -32,6 +23,7 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
   Output grad[Op::operands];
   Vector grad_vector[Op::vectors];
   void* partials[Op::vectors];
+  int piece;  // elements of a row that are accessed together
 
   Arguments(const Backward& p, const LaunchShape& shape, void* workspace)
       : passes(p.rows, shape),
@@ -42,18 +34,20 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
         parameters(p),
         grad{Output(p.grad[I], p.dtype, shape)...},
         grad_vector{p.grad_vector[J]...},
-        partials{static_cast<char*>(workspace) + partials_bytes(J, shape, p.cols, p.dtype)...} {}
+        partials{static_cast<char*>(workspace) + partials_bytes(J, shape, p.cols, p.dtype)...},
+        piece(piece_bytes(p, passes, grad_out, x, grad) / static_cast<int>(size_of(p.dtype))) {}
 
   template <class Act, class Columns, Wanted kWanted>
   GELU_EXT_DEVICE void run() const {
     using F = Activation<Act, typename Columns::precision>;
     using Values = typename Columns::Values;
     constexpr bool kSums = kWanted != Wanted::matrices;
-    const Columns columns(cols);
+    const Columns columns(cols, piece);
     Values sums[Op::vectors] = {};
 
     if (columns.any) {
-      const Values vectors[] = {load_vector(columns, vector[J])...};
+      Values vectors[Op::vectors];
+      const auto prepare = [&] { ((vectors[J] = load_vector(columns, vector[J])), ...); };
       const OutputRows<Columns> results[] = {OutputRows<Columns>(columns, grad[I])...};
       const auto process = [&](int pass, const Values& grads, const OfEach<Values, I>&... rows) {
         const Values values[] = {rows...};
@@ -66,12 +60,13 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
         }
         ((kWanted != Wanted::some || results[I].wanted() ? results[I].store(pass, result[I]) : void()), ...);
       };
-      walk_rows<Columns, kTuning<Op, Columns>.unroll>(passes, process, InputRows<Columns>(columns, grad_out[0]),
-                                                      InputRows<Columns>(columns, x[I])...);
+      walk_rows<Columns, kTuning<Op, Columns, kWanted>.unroll>(
+          passes, prepare, process, InputRows<Columns>(columns, grad_out[0]), InputRows<Columns>(columns, x[I])...);
     }
     if constexpr (kSums) {
+      let_next_kernel_start();
       const auto store = [&](const Values& sum, void* partial, const Vector& total) {
-        if (total.data != nullptr) store_column_sums<Columns>(sum, cols, partial, total);
+        if (total.data != nullptr) store_column_sums(columns, sum, cols, partial, total);
       };
       (store(sums[J], partials[J], grad_vector[J]), ...);
     }
@@ -79,7 +74,8 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
 };
 
 template <class Op, class Act, class Columns, Wanted kWanted>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns>)) backward_kernel(Arguments<Op> p) {
+__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns, kWanted>))
+    backward_kernel(Arguments<Op> p) {
   p.template run<Act, Columns, kWanted>();
 }
 
@@ -87,9 +83,43 @@ bool sums_wanted(const Backward& p) {
   return std::any_of(p.grad_vector, p.grad_vector + p.vectors(), [](const Vector& v) { return v.data != nullptr; });
 }
 
+Wanted wanted_of(const Backward& p) {
+  const auto wanted = [](const Matrix& m) { return m.data != nullptr; };
+  if (!std::all_of(p.grad, p.grad + p.operands(), wanted)) return Wanted::some;
+  return sums_wanted(p) ? Wanted::matrices_and_sums : Wanted::matrices;
+}
+
+// Calls f with a std::integral_constant<Wanted, ...>. Pieces have the kernel alone that can do all.
+template <class Columns, class F>
+void with_wanted(Wanted wanted, F&& f) {
+  if constexpr (std::is_same_v<Columns, VectorColumns<Columns::dtype>>) {
+    if (wanted == Wanted::matrices) return f(std::integral_constant<Wanted, Wanted::matrices>{});
+    if (wanted == Wanted::matrices_and_sums) return f(std::integral_constant<Wanted, Wanted::matrices_and_sums>{});
+  }
+  f(std::integral_constant<Wanted, Wanted::some>{});
+}
+
 LaunchShape shape_of(const Backward& p, const Device& device) {
-  const Tuning tuning = tuning_of(p.operands(), p.dtype, device.architecture);
-  return launch_shape(p.rows, p.cols, p.dtype, tuning, sums_wanted(p), device);
+  const Tuning tuning = backward_tuning(p.operands(), wanted_of(p), p.dtype, device.architecture);
+  return launch_shape(p, tuning, sums_wanted(p), device);
+}
+
+int launch(const Backward& p, void* workspace, const Device& device, void* stream) {
+  const LaunchShape shape = shape_of(p, device);
+  with_types(p, [&](auto op, auto act, auto dtype) {
+    using Op = decltype(op);
+    const Arguments<Op> arguments(p, shape, workspace);
+    with_columns<decltype(dtype)::value>(arguments.piece, [&](auto columns) {
+      using Columns = typename decltype(columns)::type;
+      with_wanted<Columns>(wanted_of(p), [&](auto which) {
+        constexpr Wanted kWanted = decltype(which)::value;
+        GELU_EXT_LAUNCH((backward_kernel<Op, decltype(act), Columns, kWanted>), shape.grid(), shape.block(), stream,
+                        arguments);
+      });
+    });
+  });
+  if (sums_wanted(p) && shape.chunks > 1) sum_chunks(p, workspace, shape.chunks, device, stream);
+  return static_cast<int>(cudaGetLastError());
 }
 
 }  // namespace
@@ -98,25 +128,12 @@ size_t workspace_bytes(const Backward& p, const Device& device) {
   return sums_wanted(p) ? partials_bytes(p.vectors(), shape_of(p, device), p.cols, p.dtype) : 0;
 }
 
-int backward(const Backward& p, void* workspace, const Device& device, void* stream) {
-  const auto wanted = [](const Matrix& m) { return m.data != nullptr; };
-  const bool sums = sums_wanted(p), all = std::all_of(p.grad, p.grad + p.operands(), wanted);
-  if (!sums && std::none_of(p.grad, p.grad + p.operands(), wanted)) return 0;
-  const LaunchShape shape = shape_of(p, device);
-  with_types(p, [&](auto op, auto act, auto dtype) {
-    using Op = decltype(op);
-    const Arguments<Op> arguments(p, shape, workspace);
-    const bool vectors = vectors_fit(p, arguments.passes, arguments.grad_out, arguments.x, arguments.grad);
-    with_columns<decltype(dtype)::value>(vectors, [&](auto columns) {
-      with_wanted(all, sums, [&](auto which) {
-        constexpr Wanted kWanted = decltype(which)::value;
-        GELU_EXT_LAUNCH((backward_kernel<Op, decltype(act), typename decltype(columns)::type, kWanted>), shape.grid(),
-                        shape.block(), stream, arguments);
-      });
-    });
-  });
-  if (sums && shape.chunks > 1) sum_chunks(p, workspace, shape.chunks, stream);
-  return static_cast<int>(cudaGetLastError());
+int backward(const Backward& problem, void* workspace, const Device& device, void* stream) {
+  bool any = sums_wanted(problem);
+  for (const Matrix& grad : problem.grad) any = any || grad.data != nullptr;
+  if (!any) return 0;
+  return for_each_part(problem, sums_wanted(problem),
+                       [&](const Backward& p) { return launch(p, workspace, device, stream); });
 }
 
 }  // namespace gelu_ext::cuda

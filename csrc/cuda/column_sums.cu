@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(kThreads)
     sum_chunks_kernel(const opmath_t* partials /* [vectors, chunks, cols] */, int chunks, int64_t cols,
                       const __grid_constant__ Totals totals) {
   __shared__ double staged[kWarps][kSumColumns];
+  wait_for_earlier_kernel();
   const Vector& total = totals.of[blockIdx.y];
   if (total.data == nullptr) return;
   const int thread = static_cast<int>(threadIdx.x);
@@ -42,16 +43,16 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void sum_chunks(const Backward& p, const void* partials, int chunks, void* stream) {
+void sum_chunks(const Backward& p, const void* partials, int chunks, const Device& device, void* stream) {
   const dim3 grid(static_cast<unsigned>((p.cols + kSumColumns - 1) / kSumColumns), static_cast<unsigned>(p.vectors()));
   Totals totals;
   std::copy(std::begin(p.grad_vector), std::end(p.grad_vector), totals.of);
   if (p.dtype == DType::float64) {
-    GELU_EXT_LAUNCH((sum_chunks_kernel<double>), grid, dim3(kThreads), stream, static_cast<const double*>(partials),
-                    chunks, p.cols, totals);
+    GELU_EXT_LAUNCH_EARLY((sum_chunks_kernel<double>), grid, dim3(kThreads), stream, device,
+                          static_cast<const double*>(partials), chunks, p.cols, totals);
   } else {
-    GELU_EXT_LAUNCH((sum_chunks_kernel<float>), grid, dim3(kThreads), stream, static_cast<const float*>(partials),
-                    chunks, p.cols, totals);
+    GELU_EXT_LAUNCH_EARLY((sum_chunks_kernel<float>), grid, dim3(kThreads), stream, device,
+                          static_cast<const float*>(partials), chunks, p.cols, totals);
   }
 }
 

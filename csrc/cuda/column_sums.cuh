@@ -30,8 +30,8 @@ GELU_EXT_DEVICE void sum_over_warp(opmath_t (&sums)[count]) {
 
 // Called by all threads of the block. partials: [chunks, cols], used if there are several chunks.
 template <class Columns>
-GELU_EXT_DEVICE void store_column_sums(typename Columns::Values sums, int64_t cols, void* partials,
-                                       const Vector& total) {
+GELU_EXT_DEVICE void store_column_sums(const Columns& columns, typename Columns::Values sums, int64_t cols,
+                                       void* partials, const Vector& total) {
   using opmath_t = typename Columns::opmath_t;
   constexpr int kCount = Columns::count;
   constexpr int kStride = kThreads + 32 / kCount;  // the padding keeps both accesses below free of bank conflicts
@@ -51,7 +51,7 @@ GELU_EXT_DEVICE void store_column_sums(typename Columns::Values sums, int64_t co
   for (int in_tile = thread; in_tile < lanes * kCount; in_tile += kThreads) {
     const int64_t column = static_cast<int64_t>(blockIdx.x) * (lanes * kCount) + in_tile;
     if (column >= cols) break;
-    const opmath_t* at = staged + Columns::element_of(in_tile) * kStride + Columns::lane_of(in_tile);
+    const opmath_t* at = staged + columns.element_of(in_tile) * kStride + columns.lane_of(in_tile);
     opmath_t sum = at[0];
     for (int row = 1; row < rows; ++row) sum += at[row * lanes];
     if (gridDim.y == 1) {
@@ -68,23 +68,7 @@ inline size_t partials_bytes(int vectors, const LaunchShape& shape, int64_t cols
   return shape.chunks == 1 ? 0 : size * vectors * shape.chunks * cols;
 }
 
-// Which gradients are wanted: all matrices, without or with the sums, or any others. The last, which is rare, asks for
-// each matrix in its loop and always adds up.
-enum class Wanted { matrices, matrices_and_sums, some };
-
-// Calls f with a std::integral_constant<Wanted, ...>.
-template <class F>
-void with_wanted(bool all_matrices, bool sums, F&& f) {
-  if (!all_matrices) {
-    f(std::integral_constant<Wanted, Wanted::some>{});
-  } else if (sums) {
-    f(std::integral_constant<Wanted, Wanted::matrices_and_sums>{});
-  } else {
-    f(std::integral_constant<Wanted, Wanted::matrices>{});
-  }
-}
-
 // Launches the sums over chunks into the vectors' gradients that are wanted.
-void sum_chunks(const Backward& p, const void* partials, int chunks, void* stream);
+void sum_chunks(const Backward& p, const void* partials, int chunks, const Device& device, void* stream);
 
 }  // namespace gelu_ext::cuda

@@ -1,13 +1,14 @@
 // Memory access: which columns of a row a thread has, and how it loads and stores them.
-// VectorColumns: neighbouring columns, one 16-byte word. ScalarColumns: as many columns, one by one and interleaved
-// among the lanes of the block, for widths and pointers that do not allow words. Tiles and launch shapes are the same.
+// VectorColumns: neighbouring columns, 16 bytes. PieceColumns: as many columns in pieces of 8, 4 or 2 bytes, which lie
+// interleaved among the lanes of the block, for widths and pointers that allow no more. Tiles and launch shapes are the
+// same.
 #pragma once
 
 #include "storage.cuh"
 
 namespace gelu_ext::cuda {
 
-// What both ways share. Element k of a thread is column(k) = first + k * distance.
+// What both ways share.
 template <DType D>
 struct ColumnsOf {
   static constexpr DType dtype = D;
@@ -16,6 +17,8 @@ struct ColumnsOf {
   using scalar_t = typename ScalarOf<D>::type;
   using opmath_t = typename precision::type;
 
+  using Loaded = Words;
+
   // This thread's elements of one row, to compute with.
   struct Values {
     opmath_t value[count];
@@ -23,6 +26,11 @@ struct ColumnsOf {
     GELU_EXT_DEVICE opmath_t& operator[](int k) { return value[k]; }
     GELU_EXT_DEVICE const opmath_t& operator[](int k) const { return value[k]; }
   };
+  static GELU_EXT_DEVICE Values values(const Loaded& loaded) {
+    Values values;
+    unpack(loaded, values.value, ScalarOf<D>{});
+    return values;
+  }
 };
 
 template <DType D>
@@ -30,13 +38,12 @@ struct VectorColumns : ColumnsOf<D> {
   static constexpr Tuning tuned(Tuning tuning) { return tuning; }
   using Base = ColumnsOf<D>;
   using Base::count;
-  using typename Base::scalar_t, typename Base::Values;
-  using Loaded = Words;
+  using typename Base::scalar_t, typename Base::Values, typename Base::Loaded;
 
   int64_t first;
   bool any;  // else this thread lies beyond the last column
 
-  explicit GELU_EXT_DEVICE VectorColumns(int64_t cols)
+  GELU_EXT_DEVICE VectorColumns(int64_t cols, int)
       : first((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * count), any(first < cols) {}
 
   GELU_EXT_DEVICE bool has(int) const { return any; }
@@ -51,11 +58,6 @@ struct VectorColumns : ColumnsOf<D> {
 
   // `at` is the element at column `first`.
   GELU_EXT_DEVICE Loaded load(const scalar_t* at) const { return load_words(at); }
-  static GELU_EXT_DEVICE Values values(const Loaded& loaded) {
-    Values values;
-    unpack(loaded, values.value, ScalarOf<D>{});
-    return values;
-  }
   GELU_EXT_DEVICE void store(scalar_t* at, const Values& values) const {
     store_words(at, pack(values.value, ScalarOf<D>{}));
   }
@@ -66,59 +68,80 @@ struct VectorColumns : ColumnsOf<D> {
 };
 
 template <DType D>
-struct ScalarColumns : ColumnsOf<D> {
-  // One row has as many loads as it has columns, and their addresses need registers.
+struct PieceColumns : ColumnsOf<D> {
+  // The addresses of the pieces need registers.
   static constexpr Tuning tuned(Tuning) { return {1, 2}; }
   using Base = ColumnsOf<D>;
   using Base::count;
-  using typename Base::scalar_t, typename Base::Values;
-  struct Loaded {
-    scalar_t scalar[count];
-  };
+  using typename Base::scalar_t, typename Base::Values, typename Base::Loaded;
 
-  int64_t first;
-  int distance, valid;
+  int64_t first;  // of the first piece
+  int piece;      // its elements, a power of two
+  int distance;   // in elements, from piece to piece
+  int pieces;     // that lie within the row
   bool any;
 
-  explicit GELU_EXT_DEVICE ScalarColumns(int64_t cols)
-      : first(static_cast<int64_t>(blockIdx.x) * (static_cast<int64_t>(blockDim.x) * count) + threadIdx.x),
-        distance(static_cast<int>(blockDim.x)),
-        valid(0),
+  GELU_EXT_DEVICE PieceColumns(int64_t cols, int piece)
+      : first(static_cast<int64_t>(blockIdx.x) * (static_cast<int64_t>(blockDim.x) * count) + threadIdx.x * piece),
+        piece(piece),
+        distance(static_cast<int>(blockDim.x) * piece),
+        pieces(0),
         any(first < cols) {
-#pragma unroll
-    for (int k = 0; k < count; ++k) valid += column(k) < cols;
+    for (int i = 0; i < count / piece; ++i) pieces += first + i * distance < cols;
   }
 
-  GELU_EXT_DEVICE bool has(int k) const { return k < valid; }
-  static GELU_EXT_DEVICE bool fits(const void*) { return true; }
-  GELU_EXT_DEVICE int64_t column(int k) const { return first + k * distance; }
+  GELU_EXT_DEVICE bool has(int k) const { return k / piece < pieces; }
+  GELU_EXT_DEVICE bool fits(const void* data) const {
+    return reinterpret_cast<uintptr_t>(data) % (piece * sizeof(scalar_t)) == 0;
+  }
+  GELU_EXT_DEVICE int64_t column(int k) const { return first + k / piece * distance + k % piece; }
 
   template <class Data>
   static GELU_EXT_DEVICE int64_t offset(int pass, const Rows<Data>& rows) {
     return pass * rows.step;
   }
 
+  // The branches are the same for all threads of a grid.
   GELU_EXT_DEVICE Loaded load(const scalar_t* at) const {
-    Loaded loaded;
-#pragma unroll
-    for (int k = 0; k < count; ++k) loaded.scalar[k] = has(k) ? load_scalar(at + k * distance) : scalar_t(0.0f);
+    Loaded loaded = {};
+    if (piece * sizeof(scalar_t) == 8) {
+      load_pieces<uint64_t>(at, loaded);
+    } else if (piece * sizeof(scalar_t) == 4) {
+      load_pieces<uint32_t>(at, loaded);
+    } else {
+      load_pieces<uint16_t>(at, loaded);
+    }
     return loaded;
   }
-  static GELU_EXT_DEVICE Values values(const Loaded& loaded) {
-    Values values;
-#pragma unroll
-    for (int k = 0; k < count; ++k) values[k] = to_opmath(loaded.scalar[k]);
-    return values;
-  }
   GELU_EXT_DEVICE void store(scalar_t* at, const Values& values) const {
-#pragma unroll
-    for (int k = 0; k < count; ++k) {
-      if (has(k)) at[k * distance] = from_opmath<scalar_t>(values[k]);
+    const Words words = pack(values.value, ScalarOf<D>{});
+    if (piece * sizeof(scalar_t) == 8) {
+      store_pieces<uint64_t>(at, words);
+    } else if (piece * sizeof(scalar_t) == 4) {
+      store_pieces<uint32_t>(at, words);
+    } else {
+      store_pieces<uint16_t>(at, words);
     }
   }
 
-  static GELU_EXT_DEVICE int lane_of(int in_tile) { return in_tile % static_cast<int>(blockDim.x); }
-  static GELU_EXT_DEVICE int element_of(int in_tile) { return in_tile / static_cast<int>(blockDim.x); }
+  GELU_EXT_DEVICE int lane_of(int in_tile) const { return in_tile % distance / piece; }
+  GELU_EXT_DEVICE int element_of(int in_tile) const { return in_tile / distance * piece + in_tile % piece; }
+
+ private:
+  template <class Piece>
+  GELU_EXT_DEVICE void load_pieces(const scalar_t* at, Words& words) const {
+#pragma unroll
+    for (int i = 0; i < kVectorBytes / static_cast<int>(sizeof(Piece)); ++i) {
+      if (i < pieces) set_piece(words, i, load_piece<Piece>(at + i * distance));
+    }
+  }
+  template <class Piece>
+  GELU_EXT_DEVICE void store_pieces(scalar_t* at, const Words& words) const {
+#pragma unroll
+    for (int i = 0; i < kVectorBytes / static_cast<int>(sizeof(Piece)); ++i) {
+      if (i < pieces) store_piece(at + i * distance, get_piece<Piece>(words, i));
+    }
+  }
 };
 
 template <class T>
@@ -126,10 +149,13 @@ struct TypeTag {
   using type = T;
 };
 
-// Calls f with the TypeTag of the columns to use.
+// Calls f with the TypeTag of the columns to use. float64, which is there for exactness, has pieces alone.
 template <DType D, class F>
-void with_columns(bool vectors, F&& f) {
-  vectors ? f(TypeTag<VectorColumns<D>>{}) : f(TypeTag<ScalarColumns<D>>{});
+void with_columns(int piece, F&& f) {
+  if constexpr (D != DType::float64) {
+    if (piece == elements_per_thread(D)) return f(TypeTag<VectorColumns<D>>{});
+  }
+  f(TypeTag<PieceColumns<D>>{});
 }
 
 }  // namespace gelu_ext::cuda

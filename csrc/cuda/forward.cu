@@ -5,14 +5,8 @@
 namespace gelu_ext::cuda {
 namespace {
 
-// One operand: 4 blocks * 256 threads * 2 rows * 16 bytes = 32 KB in flight on each multiprocessor; two: the same with
-// one row.
-constexpr Tuning tuning_of(int operands, DType dtype) {
-  if (dtype == DType::float64) return {1, 2};
-  return tuned_by(operands == 1 ? Tuning{2, 4} : Tuning{1, 4});
-}
 template <class Op, class Columns>
-inline constexpr Tuning kTuning = Columns::tuned(tuning_of(Op::operands, Columns::dtype));
+inline constexpr Tuning kTuning = Columns::tuned(forward_tuning(Op::operands, Columns::dtype));
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
@@ -26,6 +20,7 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
   ConstVector vector[Op::vectors];
   Parameters<Op> parameters;
   Output out[1];
+  int piece;  // elements of a row that are accessed together
 
   Arguments(const Forward& p, const LaunchShape& shape)
       : passes(p.rows, shape),
@@ -33,16 +28,18 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
         x{Input(p.x[I], p.dtype, shape)...},
         vector{p.vector[J]...},
         parameters(p),
-        out{Output(p.out, p.dtype, shape)} {}
+        out{Output(p.out, p.dtype, shape)},
+        piece(piece_bytes(p, passes, x, out) / static_cast<int>(size_of(p.dtype))) {}
 
   template <class Act, class Columns>
   GELU_EXT_DEVICE void run() const {
     using F = Activation<Act, typename Columns::precision>;
     using Values = typename Columns::Values;
-    const Columns columns(cols);
+    const Columns columns(cols, piece);
     if (!columns.any) return;
 
-    const Values vectors[] = {load_vector(columns, vector[J])...};
+    Values vectors[Op::vectors];
+    const auto prepare = [&] { ((vectors[J] = load_vector(columns, vector[J])), ...); };
     const OutputRows<Columns> results(columns, out[0]);
     const auto process = [&](int pass, const OfEach<Values, I>&... rows) {
       const Values values[] = {rows...};
@@ -53,7 +50,7 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
       }
       results.store(pass, result);
     };
-    walk_rows<Columns, kTuning<Op, Columns>.unroll>(passes, process, InputRows<Columns>(columns, x[I])...);
+    walk_rows<Columns, kTuning<Op, Columns>.unroll>(passes, prepare, process, InputRows<Columns>(columns, x[I])...);
   }
 };
 
@@ -62,20 +59,23 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns>
   p.template run<Act, Columns>();
 }
 
-}  // namespace
-
-int forward(const Forward& p, const Device& device, void* stream) {
-  const LaunchShape shape = launch_shape(p.rows, p.cols, p.dtype, tuning_of(p.operands(), p.dtype), false, device);
+int launch(const Forward& p, const Device& device, void* stream) {
+  const LaunchShape shape = launch_shape(p, forward_tuning(p.operands(), p.dtype), false, device);
   with_types(p, [&](auto op, auto act, auto dtype) {
     using Op = decltype(op);
     const Arguments<Op> arguments(p, shape);
-    const bool vectors = vectors_fit(p, arguments.passes, arguments.x, arguments.out);
-    with_columns<decltype(dtype)::value>(vectors, [&](auto columns) {
+    with_columns<decltype(dtype)::value>(arguments.piece, [&](auto columns) {
       GELU_EXT_LAUNCH((forward_kernel<Op, decltype(act), typename decltype(columns)::type>), shape.grid(),
                       shape.block(), stream, arguments);
     });
   });
   return static_cast<int>(cudaGetLastError());
+}
+
+}  // namespace
+
+int forward(const Forward& problem, const Device& device, void* stream) {
+  return for_each_part(problem, false, [&](const Forward& p) { return launch(p, device, stream); });
 }
 
 }  // namespace gelu_ext::cuda

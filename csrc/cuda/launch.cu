@@ -5,7 +5,7 @@
 //   lanes=32    threads of a block along a row, a power of two up to 256
 //   chunks=64   blocks down the rows
 //   waves=4     limit on blocks, in multiples of what the device holds at once
-//   passes=4    rows that each thread gets at least before there is more than one wave
+//   passes=16   rows that each thread gets at least before there is more than one wave
 #include "launch.cuh"
 
 #include <algorithm>
@@ -54,28 +54,28 @@ int choose_lanes(int64_t rows, int64_t words) {
   return lanes;
 }
 
-// Blocks down the rows: enough to fill the device once if the rows suffice, and up to a few waves of blocks, which even
-// out, as long as each thread has rows enough to pay for its start (its bias; with `sums` also a row of partial sums,
-// 8 bytes written and read a column).
+// Blocks down the rows: what the device holds at once (a wave) as long as every thread gets a row, and whole multiples
+// of it, which even out, where each thread still has rows enough to pay for its start. With `sums` every chunk costs a
+// row of partial sums, 8 bytes written and read a column, so that there are two waves at most, and one where few
+// columns leave few threads for the second step.
 int choose_chunks(int64_t row_groups, int64_t tiles, int64_t wave, bool sums, const Override& forced) {
-  const int64_t waves = forced.waves > 0 ? forced.waves : 4;
-  const int64_t passes = forced.passes > 0 ? forced.passes : (sums ? 8 : 4);
-  const int64_t one_wave = std::max<int64_t>(1, wave / tiles), most = std::max<int64_t>(1, waves * wave / tiles);
-  const int64_t useful = sums ? divide_up(row_groups, 4) : row_groups;
-  const int64_t chunks = std::min(useful, std::max(one_wave, std::min(most, row_groups / passes)));
-  return static_cast<int>(std::clamp<int64_t>(chunks, 1, 65535));
+  constexpr int64_t kMostSummed = 512;
+  const int64_t passes = forced.passes > 0 ? forced.passes : 16, one_wave = std::max<int64_t>(1, wave / tiles);
+  const int64_t most = forced.waves > 0 ? forced.waves : !sums ? 4 : one_wave <= kMostSummed / 2 ? 2 : 1;
+  const int64_t waves = std::clamp<int64_t>(row_groups / (one_wave * passes), 1, most);
+  return static_cast<int>(std::clamp<int64_t>(waves * wave / tiles, 1, std::min<int64_t>(row_groups, 65535)));
 }
 
 }  // namespace
 
-LaunchShape launch_shape(int64_t rows, int64_t cols, DType dtype, Tuning tuning, bool sums, const Device& device) {
+LaunchShape launch_shape(const Problem& p, Tuning tuning, bool sums, const Device& device) {
   const Override& forced = Override::get();
-  const int64_t words = divide_up(cols, elements_per_thread(dtype));
+  const int64_t words = divide_up(p.cols, elements_per_thread(p.dtype));
   LaunchShape shape;
-  shape.lanes = forced.lanes > 0 ? forced.lanes : choose_lanes(rows, words);
+  shape.lanes = forced.lanes > 0 ? forced.lanes : choose_lanes(p.rows, words);
   shape.tiles = divide_up(words, shape.lanes);
-  const int64_t row_groups = divide_up(rows, kThreads / shape.lanes);
-  const int64_t wave = static_cast<int64_t>(device.multiprocessors) * tuning.blocks;
+  const int64_t row_groups = divide_up(p.rows, kThreads / shape.lanes);
+  const int64_t wave = static_cast<int64_t>(device.multiprocessors) * resident_blocks(tuning, device.architecture);
   shape.chunks = choose_chunks(row_groups, shape.tiles, wave, sums, forced);
   if (forced.chunks > 0) shape.chunks = static_cast<int>(std::min<int64_t>(forced.chunks, row_groups));
   return shape;

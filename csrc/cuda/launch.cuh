@@ -15,48 +15,44 @@
 #include <cstdint>
 #include <iterator>
 
-#include "../kernels.h"
+#include "tuning.cuh"
 
 #ifndef GELU_EXT_LAUNCH  // the emulator brings its own; put a kernel with commas in its name in parentheses
 #define GELU_EXT_LAUNCH(kernel, grid, block, stream, ...) \
   kernel<<<grid, block, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+#define GELU_EXT_LAUNCH_EARLY(kernel, grid, block, stream, device, ...) \
+  launch_early(kernel, grid, block, static_cast<cudaStream_t>(stream), device, __VA_ARGS__)
 #endif
 
 namespace gelu_ext::cuda {
 
-inline constexpr int kThreads = 256;
-inline constexpr int kVectorBytes = 16;
-
-// Elements a thread handles in each row.
-constexpr int elements_per_thread(DType dtype) { return kVectorBytes / static_cast<int>(size_of(dtype)); }
-
-// Chosen per kernel from its machine code, for bytes in flight without spilling: `unroll` rows are loaded before the
-// first is used; `blocks` must fit on a multiprocessor at once, which limits their registers.
-struct Tuning {
-  int unroll, blocks;
-};
-
-// What is by rule; or, in a build for `make gpu ARGS=--tune`, what that tries.
-constexpr Tuning tuned_by(Tuning rule) {
-#if defined(GELU_EXT_CUDA_UNROLL)
-  return {GELU_EXT_CUDA_UNROLL, GELU_EXT_CUDA_BLOCKS};
-#else
-  return rule;
+#if !defined(GELU_EXT_EMULATE_CUDA)
+// Launches a kernel whose blocks may start where the kernel before it in the stream has called let_next_kernel_start()
+// in all of its own, if the device can (programmatic dependent launch): what a launch costs is then over when the first
+// kernel is. The second calls wait_for_earlier_kernel() before it looks at memory. Graphs take such launches from
+// CUDA 12.3 on. Elsewhere it is a launch like any other.
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream, const Device& device,
+                  const Arguments&... arguments) {
+#if CUDART_VERSION >= 12030
+  if (device.architecture >= 900) {
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    cudaLaunchKernelEx(&config, kernel, arguments...);  // what fails, cudaGetLastError() says
+    return;
+  }
 #endif
+  static_cast<void>(device);
+  kernel<<<grid, block, 0, stream>>>(arguments...);
 }
-
-// What a tuning is asked for by the kernel itself; the launcher asks for Device::architecture, which is the same.
-#if defined(__CUDA_ARCH__)
-inline constexpr int kArchitecture = __CUDA_ARCH__;
-#else
-inline constexpr int kArchitecture = 0;
 #endif
-
-// The second argument of __launch_bounds__. Turing runs 1024 threads, all later ones at least 1536.
-constexpr int resident_blocks(Tuning tuning) {
-  const int most = kArchitecture != 0 && kArchitecture < 800 ? 4 : 6;
-  return tuning.blocks < most ? tuning.blocks : most;
-}
 
 // A block is `lanes` threads along a row times kThreads / lanes rows. The grid is `tiles` blocks along a row times
 // `chunks` down the rows; each block strides down to its next rows by chunks * kThreads / lanes.
@@ -73,7 +69,7 @@ struct LaunchShape {
 
 // `sums`: whether the kernel also sums columns, which makes many chunks costly. See launch.cu for the rule and for the
 // environment variable that overrides it.
-LaunchShape launch_shape(int64_t rows, int64_t cols, DType dtype, Tuning tuning, bool sums, const Device& device);
+LaunchShape launch_shape(const Problem& p, Tuning tuning, bool sums, const Device& device);
 
 // The passes of a thread down the rows: `full`, and one more if its first row is below `remainder`.
 struct Passes {
@@ -97,23 +93,41 @@ struct Rows {
         step(row_stride * shape.row_step()),
         step_vectors(static_cast<uint32_t>(step / kVectorBytes)) {}
 
-  bool vectors_fit(int64_t rows, const Passes& passes) const {
-    if (reinterpret_cast<uintptr_t>(data) % kVectorBytes != 0) return false;
-    return rows == 1 || (row_stride % kVectorBytes == 0 && (passes.full == 0 || step / kVectorBytes <= UINT32_MAX));
+  // What every address that a row begins with is a multiple of: its lowest bit that is set.
+  uintptr_t bits(int64_t rows) const {
+    return reinterpret_cast<uintptr_t>(data) | (rows == 1 ? 0 : static_cast<uintptr_t>(row_stride));
   }
+  bool vectors_can_step(const Passes& passes) const { return passes.full == 0 || step / kVectorBytes <= UINT32_MAX; }
 };
 using Input = Rows<const char>;
 using Output = Rows<char>;
 
-// Whether 16-byte access, and the arithmetic on addresses that goes with it, work in every row of every matrix.
+// The bytes, a power of two, by which every row of every matrix can be accessed: kVectorBytes, or those of a piece.
 template <class... Matrices>
-bool vectors_fit(const Problem& p, const Passes& passes, const Matrices&... matrices) {
-  const auto all_fit = [&](const auto& those) {
-    return std::all_of(std::begin(those), std::end(those),
-                       [&](const auto& matrix) { return matrix.vectors_fit(p.rows, passes); });
+int piece_bytes(const Problem& p, const Passes& passes, const Matrices&... matrices) {
+  constexpr int kMostOfPiece = kVectorBytes / 2;
+  uintptr_t bits = kVectorBytes | static_cast<uintptr_t>(p.cols * size_of(p.dtype));
+  bool vectors = p.dtype != DType::float64 && passes.full < INT32_MAX / kVectorBytes;
+  const auto look_at = [&](const auto& those) {
+    for (const auto& matrix : those) {
+      bits |= matrix.bits(p.rows);
+      vectors = vectors && matrix.vectors_can_step(passes);
+    }
   };
-  return p.cols % elements_per_thread(p.dtype) == 0 && passes.full < INT32_MAX / kVectorBytes &&
-         (all_fit(matrices) && ...);
+  (look_at(matrices), ...);
+  const int lowest = static_cast<int>(bits & (~bits + 1));
+  return lowest == kVectorBytes && !vectors ? kMostOfPiece : lowest;
+}
+
+// What is contiguous and has nothing along its columns may be cut into rows anew where its own do not allow vectors:
+// into rows of 512 bytes, as many as a warp reads at once, and one row of what is left. f(problem) for each part.
+template <class AnyProblem, class F>
+int for_each_part(const AnyProblem& p, bool sums, F&& f) {
+  const int64_t size = static_cast<int64_t>(size_of(p.dtype)), wide = 32 * kVectorBytes / size;
+  const int64_t whole = p.rows * p.cols / wide, left = p.rows * p.cols % wide;
+  if (p.cols * size % kVectorBytes == 0 || whole == 0 || sums || p.has_vectors() || !is_contiguous(p)) return f(p);
+  const int error = f(recut(p, 0, whole, wide));
+  return error != 0 || left == 0 ? error : f(recut(p, whole * wide, 1, left));
 }
 
 }  // namespace gelu_ext::cuda

@@ -49,12 +49,13 @@ using OutputRows = ThreadRows<Columns, char>;
 // process(pass, elements of the first input, elements of the second, ...) row by row. The next rows are loaded where
 // the loop ends: loads that are written where it begins the compiler delays, in some kernels, until others have been
 // used, which saves registers at the price of bytes in flight.
-template <class Columns, int kRows, class Process, size_t... kInput, class... Inputs>
-GELU_EXT_DEVICE int walk_together(int pass, int end, Process& process, std::index_sequence<kInput...>,
+template <class Columns, int kRows, class Prepare, class Process, size_t... kInput, class... Inputs>
+GELU_EXT_DEVICE int walk_together(int pass, int end, Prepare& prepare, Process& process, std::index_sequence<kInput...>,
                                   const Inputs&... inputs) {
   if (pass > end - kRows) return pass;
   typename Columns::Loaded loaded[sizeof...(inputs)][kRows];
   (inputs.load(pass, loaded[kInput]), ...);
+  if (pass == 0) prepare();
 #pragma unroll 1
   while (true) {
 #pragma unroll
@@ -65,13 +66,14 @@ GELU_EXT_DEVICE int walk_together(int pass, int end, Process& process, std::inde
   }
 }
 
-// Walks down all rows of this thread, kUnroll together and then one by one.
-template <class Columns, int kUnroll, class Process, class... Inputs>
-GELU_EXT_DEVICE void walk_rows(const Passes& passes, Process process, const Inputs&... inputs) {
+// Walks down all rows of this thread, kUnroll together and then one by one. prepare() is called once, when the first
+// rows are on their way: what it loads arrives with them, where it would else be waited for before.
+template <class Columns, int kUnroll, class Prepare, class Process, class... Inputs>
+GELU_EXT_DEVICE void walk_rows(const Passes& passes, Prepare prepare, Process process, const Inputs&... inputs) {
   constexpr auto kInputs = std::index_sequence_for<Inputs...>();
   const int end = passes.full + (first_row() < passes.remainder);
-  const int pass = walk_together<Columns, kUnroll>(0, end, process, kInputs, inputs...);
-  if constexpr (kUnroll > 1) walk_together<Columns, 1>(pass, end, process, kInputs, inputs...);
+  const int pass = walk_together<Columns, kUnroll>(0, end, prepare, process, kInputs, inputs...);
+  if constexpr (kUnroll > 1) walk_together<Columns, 1>(pass, end, prepare, process, kInputs, inputs...);
 }
 
 // This thread's elements of a vector. An absent bias is -0: x + -0 is x, of either sign of zero.
@@ -84,6 +86,18 @@ GELU_EXT_DEVICE typename Columns::Values load_vector(const Columns& columns, con
   if (vector.data == nullptr) return values;
   if (vector.dtype == Columns::dtype && columns.fits(vector.data)) {
     return columns.values(columns.load(static_cast<const scalar_t*>(vector.data) + columns.first));
+  }
+  if constexpr (std::is_same_v<Columns, VectorColumns<Columns::dtype>> && Columns::count % 4 == 0) {
+    if (vector.dtype == DType::float32 && columns.fits(vector.data)) {
+      const float* at = static_cast<const float*>(vector.data) + columns.first;
+#pragma unroll
+      for (int k = 0; k < Columns::count; k += 4) {
+        const Words words = load_words(at + k);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[k + i] = bit_cast<float>(words.word[i]);
+      }
+      return values;
+    }
   }
 #pragma unroll
   for (int k = 0; k < Columns::count; ++k) {

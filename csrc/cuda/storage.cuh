@@ -10,6 +10,21 @@ namespace gelu_ext::cuda {
 
 #define GELU_EXT_DEVICE __device__ __forceinline__
 
+// The two sides of GELU_EXT_LAUNCH_EARLY. The wait is for the whole of the earlier kernel and all that it wrote; no
+// load may be moved before it.
+GELU_EXT_DEVICE void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+GELU_EXT_DEVICE void wait_for_earlier_kernel() {
+#if defined(GELU_EXT_EMULATE_CUDA)
+  cuda_emulator::wait_for_earlier_kernel();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 template <DType>
 struct ScalarOf;
 template <>
@@ -77,6 +92,49 @@ GELU_EXT_DEVICE void store_words(void* to, const Words& words) {
 #else
   *static_cast<Words*>(to) = words;
 #endif
+}
+
+// Pieces of the sixteen bytes: unsigned numbers of 8, 4 or 2.
+template <class Piece>
+GELU_EXT_DEVICE Piece load_piece(const void* from) {
+#if defined(__CUDA_ARCH__)
+  return __ldg(static_cast<const Piece*>(from));
+#else
+  Piece piece;
+  std::memcpy(&piece, from, sizeof(Piece));
+  return piece;
+#endif
+}
+template <class Piece>
+GELU_EXT_DEVICE void store_piece(void* to, Piece piece) {
+#if defined(__CUDA_ARCH__)
+  *static_cast<Piece*>(to) = piece;
+#else
+  std::memcpy(to, &piece, sizeof(Piece));
+#endif
+}
+
+template <class Piece>
+GELU_EXT_DEVICE void set_piece(Words& words, int i, Piece piece) {
+  if constexpr (sizeof(Piece) == 8) {
+    words.word[2 * i] = static_cast<uint32_t>(piece);
+    words.word[2 * i + 1] = static_cast<uint32_t>(piece >> 32);
+  } else if constexpr (sizeof(Piece) == 4) {
+    words.word[i] = piece;
+  } else {
+    words.word[i / 2] |= static_cast<uint32_t>(piece) << (i % 2 * 16);  // the words begin as zeros
+  }
+}
+
+template <class Piece>
+GELU_EXT_DEVICE Piece get_piece(const Words& words, int i) {
+  if constexpr (sizeof(Piece) == 8) {
+    return static_cast<uint64_t>(words.word[2 * i + 1]) << 32 | words.word[2 * i];
+  } else if constexpr (sizeof(Piece) == 4) {
+    return words.word[i];
+  } else {
+    return static_cast<uint16_t>(words.word[i / 2] >> (i % 2 * 16));
+  }
 }
 
 template <class T>

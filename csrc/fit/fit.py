@@ -82,6 +82,16 @@ def exp2_fit(degree: int, pieces: int = 1) -> Fit:
     return result
 
 
+def exp2_minus_1_fit(degree: int, pieces: int) -> Fit:
+    """(2^r - 1)/r, exact relative to itself: 2^r - 1 stands alone where nothing is looked up but 1."""
+    end = mp.mpf(1) / (2 * pieces)
+
+    def over_r(r: mp.mpf) -> mp.mpf:
+        return mp.expm1(r * mp.log(2)) / r if abs(r) > 1e-12 else mp.log(2)
+
+    return fit(over_r, lambda r: 1 / over_r(r), (-end, end), degree)
+
+
 def log2_upper_tail_fit() -> Fit:
     """log2(Phi(-t))/2"""
     return fit(
@@ -251,6 +261,10 @@ def exp2_table(count: int, low_degree: int, single_degree: int) -> list[str]:
         print(f"2^r, {name}, {count} pieces: minimax error {result.minimax:.1e}, rounded {result.rounded:.1e}")
         lines.append(f"  // (2^r - 1)/r, {described('r', result)}")
         lines.append(f"  static constexpr float {name}[{degree}] = {c_row(result.coefficients)};")
+    result = exp2_minus_1_fit(3, count)
+    print(f"2^r - 1, {count} pieces: minimax error {result.minimax:.1e}, rounded {result.rounded:.1e}")
+    lines.append(f"  // (2^r - 1)/r, relative to itself, {described('r', result)}")
+    lines.append(f"  static constexpr float minus_one[{len(result.coefficients)}] = {c_row(result.coefficients)};")
     return [*lines, "};"]
 
 

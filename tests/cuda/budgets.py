@@ -5,10 +5,10 @@
 Compiles csrc/cuda/ for sm_80, sm_90 and sm_100, disassembles it and counts, in the main loop of every kernel that loads
 16 bytes at a time: instructions and special-function operations (MUFU) per element, 128-bit loads and stores, and how
 many loads are issued before the first is used. Fails if a kernel exceeds its limit in budgets.json, uses local memory,
-calls a function, has a double-precision instruction without being for float64, loads fewer than 32 KB at a time on a
-multiprocessor, or has an opcode that this script does not know. Writes bench/results/cuda_budgets.md; with --check it
-compares with that file instead, with --add it writes limits for the kernels that have none. Shares of bandwidth are
-predictions of a simple model: no GPU ran.
+calls a function, has a double-precision instruction, waits for its bias before it loads rows, loads too few bytes at a
+time on a multiprocessor, or has an opcode that this script does not know. Writes bench/results/cuda_budgets.md; with
+--check it compares with that file instead, with --add it writes limits for the kernels that have none. Shares of
+bandwidth are predictions of a simple model: no GPU ran.
 
 Needs nvcc (see compile.py) and nvdisasm: in the folder NVDISASM names, in PATH, in the toolkit or in an installed
 triton package. Exits with 2 if either is missing.
@@ -28,7 +28,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import launch_model
 from compile import SOURCES, compile_one, default_jobs, nvcc_or_exit, without_reports
+from launch_model import DTYPES, GPUS, THREADS, Gpu
 from machine_code import find_nvdisasm, functions_of, loads_together, main_loop, opcode_of, pipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,33 +62,29 @@ OPERANDS = {
         re.MULTILINE,
     )
 }
-DTYPES = ("float64", "float32", "float16", "bfloat16")  # in the order of enum DType
 WANTED = {None: "", "0": "", "1": " + dbias", "2": " (some)"}
 INPUTS = {f"{snake(struct)}_{way}": n + (way == "backward") for struct, n in OPERANDS.items() for way in WAYS}
 OUTPUTS = {f"{snake(struct)}_{way}": n if way == "backward" else 1 for struct, n in OPERANDS.items() for way in WAYS}
-THREADS, VECTOR_BYTES, LEAST_IN_FLIGHT = 256, 16, 32 << 10
+VECTOR_BYTES, SIZES = 16, {"float32": 4, "float16": 2, "bfloat16": 2}
+# KB that a multiprocessor loads at least at once; and what it should, by architecture: CUB's numbers for an A100 or
+# H100, an H200 and a B200. What is between them has a reason, by kernel and bits or by architecture.
+LEAST_IN_FLIGHT, IN_FLIGHT = 32, {80: 32, 90: 48, 100: 64}
+REASONS = {
+    ("bias_act_forward", 32): "the compiler delays the third load of float32 in the longer formulas",
+    (
+        "bias_act_backward",
+        16,
+    ): "the rare gradients are asked for in the loop, and loads of a second row delayed for that",
+    ("act_mul_forward", 32): "the compiler delays loads of float32 where a thread has more than one row",
+    ("act_mul_forward", 16): "two biases leave registers for three blocks, and the compiler delays the last load",
+    ("act_mul_backward", 16): "two biases and two sums are 32 registers of a thread: a fourth block would spill",
+    ("act_mul_backward", 32): "Blackwell's compiler delays loads of float32 for a fourth block",
+    100: "what is in flight occupies registers; 64 KB would be a quarter of them, or take copies to shared memory",
+}
 
 FORBIDDEN = {"CALL", "FRND", "LDL", "STL", "LD", "ST", "ATOM", "ATOMG", "RED"}
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """What the model knows of a GPU: bytes/s of a device copy, and FFMA lanes of a multiprocessor among the rest."""
-
-    name: str
-    architecture: int
-    bandwidth: float
-    multiprocessors: int
-    clock: float
-    fma_lanes: int
-
-
-# The H200's copy bandwidth was measured; the others are taken to reach the same share (90 %) of their data sheets.
-GPUS = (
-    Gpu("A100", 80, 1.83e12, 108, 1.41e9, 64),
-    Gpu("H100", 90, 3.0e12, 132, 1.98e9, 128),
-    Gpu("H200", 90, 4.3e12, 132, 1.98e9, 128),
-)
 LATENCY = 0.8e-6  # seconds from a load to its data in a busy memory
 
 
@@ -101,6 +99,7 @@ class Kernel:
     counts: collections.Counter  # instructions of the main loop by pipe
     registers: int
     together: int  # loads issued before the first is used
+    starts: int  # and the same where the kernel begins
     loads: int
     faults: list[str]
 
@@ -119,7 +118,7 @@ class Kernel:
 
     def predicted(self, gpu: Gpu) -> float:
         """Share of a copy's bandwidth that the pipes, and the bytes in flight against the latency, allow."""
-        size = {"float64": 8, "float32": 4}.get(self.dtype, 2)
+        size = SIZES[self.dtype]
         moved = (INPUTS[self.op] + OUTPUTS[self.op]) * size * self.elements  # bytes, per thread and loop
         per_lane = {
             pipe: self.counts[pipe] / lanes
@@ -134,15 +133,15 @@ class Kernel:
         return min(1.0, compute / gpu.bandwidth, latency / gpu.bandwidth)
 
 
-def faults_of(lines: list[tuple[int | str, str]], loop: list[str], op: str, dtype: str, loads: int) -> list[str]:
+def faults_of(lines: list[tuple[int | str, str]], loop: list[str], op: str, loads: int) -> list[str]:
     code = {text for where, text in lines if not isinstance(where, str)}
     opcodes = {opcode_of(text).split(".")[0] for text in code}
     # Without a RET, what sm_80 calls CALL.REL.NOINC is the jump by which a warp's last thread leaves a loop.
-    forbidden = FORBIDDEN - ({"CALL"} if dtype == "float64" or "RET" not in opcodes else set())
+    forbidden = FORBIDDEN - ({"CALL"} if "RET" not in opcodes else set())
     faults = [f"has {opcode}" for opcode in sorted(opcodes & forbidden)]
     if any(opcode_of(text).startswith("MUFU.TANH") for text in code):
         faults.append("has MUFU.TANH")
-    if dtype != "float64" and any(pipe_of(text) == "double" for text in code):
+    if any(pipe_of(text) == "double" for text in code):
         faults.append("has double-precision instructions")
     if unknown := sorted({opcode_of(text) for text in loop if pipe_of(text) is None}):
         faults.append(f"has opcodes of unknown pipes: {', '.join(unknown)}")
@@ -171,7 +170,7 @@ def kernels_of(source: Path, architecture: int, folder: Path, nvcc: Path, nvdisa
             continue
         op, dtype, loop = f"{snake(match['op'])}_{match['way']}", DTYPES[int(match["dtype"])], main_loop(lines)
         loads = sum(opcode_of(text).startswith("LDG") for text in loop)
-        size = {"float64": 8, "float32": 4}.get(dtype, 2)
+        size = SIZES[dtype]
         kernels.append(
             Kernel(
                 op=op,
@@ -183,18 +182,27 @@ def kernels_of(source: Path, architecture: int, folder: Path, nvcc: Path, nvdisa
                 counts=collections.Counter(pipe_of(text) or "unknown" for text in loop),
                 registers=int(registers[name]),
                 together=loads_together(loop),
+                starts=loads_together([text for where, text in lines if not isinstance(where, str)]),
                 loads=loads,
-                faults=faults_of(lines, loop, op, dtype, loads),
+                faults=faults_of(lines, loop, op, loads),
             )
         )
     return kernels
 
 
+def reason_for_less(kernel: Kernel) -> str:
+    """Why the kernel has fewer bytes in flight than it should; "" if it has them, or there is no reason."""
+    enough = min(48, IN_FLIGHT[kernel.architecture])
+    if kernel.in_flight >> 10 >= IN_FLIGHT[kernel.architecture]:
+        return ""
+    if kernel.in_flight >> 10 >= enough:
+        return REASONS.get(kernel.architecture, "")
+    return REASONS.get((kernel.op, 32 if kernel.dtype == "float32" else 16), "")
+
+
 def check(kernel: Kernel) -> None:
     """Adds what breaks a limit to the kernel's faults."""
     bits = "32" if kernel.dtype == "float32" else "16"
-    if kernel.dtype == "float64":
-        return
     limit = LIMITS[kernel.op].get(kernel.activation, {}).get(bits)
     if limit is None:
         kernel.faults.append("has no limit in budgets.json")
@@ -203,17 +211,20 @@ def check(kernel: Kernel) -> None:
         kernel.faults.append(f"takes {kernel.slots:.2f} instructions an element, more than {limit['slots']}")
     if kernel.mufu > limit["mufu"]:
         kernel.faults.append(f"takes {kernel.mufu:.2f} MUFU an element, more than {limit['mufu']}")
-    if kernel.in_flight < LEAST_IN_FLIGHT:
-        kernel.faults.append(f"has {kernel.in_flight >> 10} KB in flight, less than {LEAST_IN_FLIGHT >> 10}")
+    least = LEAST_IN_FLIGHT if reason_for_less(kernel) else IN_FLIGHT[kernel.architecture]
+    if kernel.in_flight >> 10 < least:
+        kernel.faults.append(f"has {kernel.in_flight >> 10} KB in flight, less than {least}")
+    if kernel.starts < INPUTS[kernel.op]:
+        kernel.faults.append(f"waits for a load when it has issued {kernel.starts}, not {INPUTS[kernel.op]}")
 
 
 def add_limits(kernels: list[Kernel]) -> None:
     """Gives every activation that has none the limits that its kernels just meet, and writes the file."""
     for kernel in kernels:
         bits = "32" if kernel.dtype == "float32" else "16"
-        mine = [k for k in kernels if (k.op, k.activation) == (kernel.op, kernel.activation) and k.dtype != "float64"]
+        mine = [k for k in kernels if (k.op, k.activation) == (kernel.op, kernel.activation)]
         found = LIMITS.setdefault(kernel.op, {}).setdefault(kernel.activation, {})
-        if bits not in found and kernel.dtype != "float64":
+        if bits not in found:
             same = [k for k in mine if (k.dtype == "float32") == (bits == "32")]
             found[bits] = {"slots": math.ceil(max(k.slots for k in same)), "mufu": math.ceil(max(k.mufu for k in same))}
     rows = (
@@ -226,13 +237,16 @@ def add_limits(kernels: list[Kernel]) -> None:
 
 
 def table_of(kernels: list[Kernel], version: str) -> str:
+    letters = {reason: chr(ord("a") + i) for i, reason in enumerate(REASONS.values())} | {"": ""}
     lines = [
         "# Instruction budgets of the CUDA kernels",
         "",
         "Written by tests/cuda/budgets.py from machine code; no GPU ran. Slots: instructions of the main loop per",
         "element of the output. Together: loads issued before the first is used, of those in the loop.",
-        "In flight: KB that a multiprocessor loads at once. Shares of a device copy's bandwidth are **predicted** by a",
-        f"model of pipes and latency. nvcc {version}.",
+        "In flight: KB that a multiprocessor loads at once; a letter: why not more. Shares of a copy's bandwidth are",
+        f"**predicted** by a model of pipes and latency. nvcc {version}.",
+        "",
+        *(f"{letter}: {reason}.  " for reason, letter in letters.items() if reason),
         "",
         "| kernel | activation | dtype | sm | slots | limit | MUFU | registers | together | in flight | "
         + " | ".join(f"{gpu.name} (predicted)" for gpu in GPUS)
@@ -240,7 +254,7 @@ def table_of(kernels: list[Kernel], version: str) -> str:
         "|---|---|---|---|---|---|---|---|---|---|" + "---|" * len(GPUS),
     ]
     for kernel in kernels:
-        bits = {"float64": "64", "float32": "32"}.get(kernel.dtype, "16")
+        bits = "32" if kernel.dtype == "float32" else "16"
         limit = LIMITS[kernel.op].get(kernel.activation, {}).get(bits, {}).get("slots", "")
         shares = [f"{kernel.predicted(gpu):.0%}" if gpu.architecture == kernel.architecture else "" for gpu in GPUS]
         cells = [
@@ -253,11 +267,16 @@ def table_of(kernels: list[Kernel], version: str) -> str:
             f"{kernel.mufu:g}",
             kernel.registers,
             f"{kernel.together}/{kernel.loads}",
-            kernel.in_flight >> 10,
+            f"{kernel.in_flight >> 10} {letters[reason_for_less(kernel)]}".strip(),
             *shares,
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+    found = {(k.op + k.wanted, k.activation, k.dtype, k.architecture): k for k in kernels}
+
+    def rate(problem: launch_model.Problem, gpu: Gpu) -> float:
+        return found[problem.kernel, "gelu", problem.dtype, gpu.architecture].predicted(gpu)
+
+    return "\n".join(lines) + "\n\n" + launch_model.table(rate)
 
 
 def main() -> int:

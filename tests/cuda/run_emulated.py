@@ -12,7 +12,8 @@ tests/cuda/emulator stands in for the CUDA runtime and for NVIDIA's 16-bit types
     portable    plain, with fibers made by ucontext
     nvidia      NVIDIA's own headers for the 16-bit types, if a toolkit is there
 
-All must give the same bits. Planted faults (emulated_faults.cpp) show that each check catches what it is for.
+All must give the same bits. Planted faults show that each check catches what it is for: in a kernel of their own
+(emulated_faults.cpp), and in copies of csrc/cuda (MUTANTS).
 What is fused is written as fused in the sources, so contraction is off; -mfma is on where this CPU has it.
 """
 
@@ -70,6 +71,11 @@ FAULTS = {
     "grid_too_tall": INVALID_LAUNCH,
     "empty_grid": INVALID_LAUNCH,
 }
+# Name -> (file of csrc/cuda, what is taken out of it, the source that is then compiled anew): the values must be wrong.
+MUTANTS = {
+    "no wait for the earlier kernel": ("column_sums.cu", "  wait_for_earlier_kernel();\n", "column_sums"),
+    "a flat view of strided rows": ("launch.cuh", " || !is_contiguous(p)", "forward"),
+}
 
 
 class Failed(Exception):
@@ -122,7 +128,20 @@ class Program:
     link_flags: list[str] = field(default_factory=list)
 
 
-def programs(toolkit: Path | None) -> dict[str, Program]:
+def mutate(name: str, folder: Path) -> Path:
+    """A copy of csrc with a fault; the source to compile."""
+    file, text, source = MUTANTS[name]
+    copy = folder / name.replace(" ", "_")
+    shutil.copytree(ROOT / "csrc", copy)
+    path = copy / "cuda" / file
+    before = path.read_text()
+    if before.count(text) != 1:
+        raise SystemExit(f"{file} has {text!r} {before.count(text)} times, not once: mend MUTANTS")
+    path.write_text(before.replace(text, ""))
+    return copy / "cuda" / f"{source}.cu"
+
+
+def programs(toolkit: Path | None, folder: Path) -> dict[str, Program]:
     standin = EMULATOR / "standin"
     # The scheduler must not be instrumented; the driver need not be: only kernels are looked at.
     emulator = {"emulator": (EMULATOR / "cuda_emulator.cpp", ["-O2"], standin)}
@@ -139,6 +158,10 @@ def programs(toolkit: Path | None) -> dict[str, Program]:
     for build, extra in BUILDS.items():
         faults = {f"{build}.faults": (HERE / "emulated_faults.cpp", extra, standin)}
         result[f"{build}.faults"] = Program(faults | emulator, extra)
+    for name, (_, _, source) in MUTANTS.items():
+        mutant = {f"plain.{source}.{name}": (mutate(name, folder), BUILDS["plain"], standin)}
+        sound = {other: how for other, how in kernels("plain", BUILDS["plain"]).items() if other != f"plain.{source}"}
+        result[name] = Program(mutant | sound | emulator)
     return result
 
 
@@ -202,6 +225,7 @@ def steps(toolkit: Path | None) -> list[Step]:
         kernels("plain", "large", "up", "down", "1", "2"),
         Step("no fault", [f"{build}.faults" for build in BUILDS], run_sound_kernel),
         *[fault_step(fault, words) for fault, words in FAULTS.items()],
+        *[mutant_step(name) for name in MUTANTS],
     ]
 
 
@@ -221,6 +245,16 @@ def fault_step(fault: str, words: dict[str, str]) -> Step:
         return "; ".join(f'{build} says "{expected}"' for build, expected in words.items())
 
     return Step(f"fault {fault}", [f"{build}.faults" for build in words], check)
+
+
+def mutant_step(name: str) -> Step:
+    def check(workshop: Workshop) -> str:
+        output = run([workshop.path(name), "small", "up"], expect_failure=True)
+        if ", should be " not in output:
+            raise Failed(f"it is not the values that are wrong:\n{output[-2000:]}")
+        return output.strip().splitlines()[-1]
+
+    return Step(f"fault {name}", [name], check)
 
 
 def run_steps(steps: list[Step], workshop: Workshop) -> int:
@@ -248,9 +282,9 @@ def main() -> int:
         print("no CUDA toolkit here, so its headers are not compared with the stand-ins")
     selected = [step for step in steps(toolkit) if only in step.name]
     needed = {name for step in selected for name in step.programs}
-    wanted = {name: program for name, program in programs(toolkit).items() if name in needed}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
+        wanted = {name: program for name, program in programs(toolkit, Path(folder)).items() if name in needed}
         workshop = Workshop(Path(folder), wanted)
         linked = [Step(f"build {name}", [], lambda shop, name=name: shop.link(name)) for name in wanted]
         passed = run_steps(linked, workshop)

@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -123,6 +124,12 @@ struct Orders {
   char launch_begins, thread_ends, block[2], warp[32][2];
 };
 
+struct Launch {
+  dim3 grid, block;
+  std::function<void()> thread;
+};
+
+// What runs one kernel. There are two, for a kernel that is waited for runs while the other stands still.
 struct Emulator {
   Strand scheduler;
   std::vector<Thread> threads;
@@ -130,15 +137,17 @@ struct Emulator {
   Thread* current = nullptr;
   const std::function<void()>* body = nullptr;
   Orders orders;
-  std::string order = "up";
-  std::mt19937 random;
-  cudaError_t error = cudaSuccess;
 };
 
-Emulator& emulator() {
-  static Emulator instance;
-  return instance;
-}
+Emulator emulators[2];
+Emulator* running = emulators;
+
+Emulator& emulator() { return *running; }
+
+Launch launched;  // the last one, if it has not run: then it has a thread
+std::string order = "up";
+std::mt19937 random_numbers;
+cudaError_t error = cudaSuccess;
 
 [[noreturn]] void fail(const std::string& message) {
   std::fflush(stdout);
@@ -251,12 +260,11 @@ void poison_shared_memory() {
 }
 
 void arrange(std::vector<unsigned>& sequence) {
-  Emulator& e = emulator();
-  if (e.order == "up") return;
-  if (e.order == "down") {
+  if (order == "up") return;
+  if (order == "down") {
     std::sort(sequence.begin(), sequence.end(), std::greater<>());
   } else {
-    std::shuffle(sequence.begin(), sequence.end(), e.random);
+    std::shuffle(sequence.begin(), sequence.end(), random_numbers);
   }
 }
 
@@ -316,33 +324,58 @@ bool can_launch(const dim3& grid, const dim3& block) {
          grid.x <= 0x7fffffffu && grid.y > 0 && grid.y <= 65535 && grid.z > 0 && grid.z <= 65535;
 }
 
-}  // namespace
-
-void set_order(const std::string& order) {
+void run(const Launch& launch) {
   Emulator& e = emulator();
-  e.order = order;
-  e.random.seed(static_cast<unsigned>(std::strtoul(order.c_str(), nullptr, 10)));
-}
-
-void launch(dim3 grid, dim3 block, const std::function<void()>& thread) {
-  Emulator& e = emulator();
-  if (!can_launch(grid, block)) {
-    e.error = cudaErrorInvalidConfiguration;
-    return;
-  }
-  gridDim = grid;
-  blockDim = block;
-  e.body = &thread;
-  e.count = block.x * block.y * block.z;
+  gridDim = launch.grid;
+  blockDim = launch.block;
+  e.body = &launch.thread;
+  e.count = launch.block.x * launch.block.y * launch.block.z;
   make_threads(e.count);
   if (__tsan_get_current_fiber) e.scheduler.tsan = __tsan_get_current_fiber();
-  std::vector<unsigned> blocks = first_numbers(uint64_t{grid.x} * grid.y * grid.z);
+  std::vector<unsigned> blocks = first_numbers(uint64_t{gridDim.x} * gridDim.y * gridDim.z);
   arrange(blocks);
   for (const unsigned i : blocks) {
-    blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
+    blockIdx = {i % gridDim.x, i / gridDim.x % gridDim.y, i / gridDim.x / gridDim.y};
     run_block();
   }
   e.current = nullptr;
+}
+
+void run_launched() {
+  if (const Launch last = std::exchange(launched, {}); last.thread) run(last);
+}
+
+}  // namespace
+
+void set_order(const std::string& name) {
+  order = name;
+  random_numbers.seed(static_cast<unsigned>(std::strtoul(name.c_str(), nullptr, 10)));
+}
+
+void launch(dim3 grid, dim3 block, bool early, std::function<void()> thread) {
+  if (!can_launch(grid, block)) {
+    error = cudaErrorInvalidConfiguration;
+    return;
+  }
+  if (early) {
+    run({grid, block, std::move(thread)});
+  } else {
+    run_launched();
+    launched = {grid, block, std::move(thread)};
+  }
+}
+
+// The earlier kernel runs on a system thread of its own, which has shared variables of its own.
+void wait_for_earlier_kernel() {
+  if (launched.thread) {
+    const uint3 thread = threadIdx, block = blockIdx;
+    const dim3 threads = blockDim, blocks = gridDim;
+    running = &emulators[1];
+    std::thread(run_launched).join();
+    running = &emulators[0];
+    threadIdx = thread, blockIdx = block, blockDim = threads, gridDim = blocks;
+  }
+  if (__tsan_acquire) __tsan_acquire(&emulators[1].orders.thread_ends);
 }
 
 void wait_for(const Wait& wait, bool orders_memory) {
@@ -382,7 +415,10 @@ unsigned lane() { return emulator().current->lane; }
 
 }  // namespace cuda_emulator
 
-cudaError_t cudaGetLastError() { return std::exchange(cuda_emulator::emulator().error, cudaSuccess); }
+cudaError_t cudaGetLastError() {
+  cuda_emulator::run_launched();
+  return std::exchange(cuda_emulator::error, cudaSuccess);
+}
 
 const char* cudaGetErrorString(cudaError_t error) {
   if (error == cudaSuccess) return "no error";

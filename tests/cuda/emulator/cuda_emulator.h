@@ -41,13 +41,18 @@ struct Wait {
   int line;
 };
 
-// Runs `thread` once for every thread of the grid. A launch that CUDA would refuse is an error of cudaGetLastError().
-void launch(dim3 grid, dim3 block, const std::function<void()>& thread);
+// Runs `thread` once for every thread of the grid, as late as CUDA may: when the next kernel is launched, or, if that
+// is launched early, when it waits for this one or has ended; at the latest in cudaGetLastError(). A launch that CUDA
+// would refuse is an error of that.
+void launch(dim3 grid, dim3 block, bool early, std::function<void()> thread);
 
 template <class Kernel, class... Arguments>
-void launch_kernel(Kernel kernel, dim3 grid, dim3 block, const Arguments&... arguments) {
-  launch(grid, block, [&] { kernel(arguments...); });
+void launch_kernel(Kernel kernel, dim3 grid, dim3 block, bool early, const Arguments&... arguments) {
+  launch(grid, block, early, [=] { kernel(arguments...); });
 }
+
+// Called by a thread of a kernel: runs the one before it, if that has not run.
+void wait_for_earlier_kernel();
 
 // Waits until all the threads named wait at the same place. Only `orders_memory` makes their writes visible to each
 // other in the eyes of ThreadSanitizer: barriers do, shuffles do not.
@@ -71,7 +76,10 @@ T shuffle(const Wait& wait, T value, unsigned source) {
 }  // namespace cuda_emulator
 
 #define GELU_EXT_LAUNCH(kernel, grid, block, stream, ...) \
-  (static_cast<void>(stream), ::cuda_emulator::launch_kernel(kernel, grid, block, __VA_ARGS__))
+  (static_cast<void>(stream), ::cuda_emulator::launch_kernel(kernel, grid, block, false, __VA_ARGS__))
+#define GELU_EXT_LAUNCH_EARLY(kernel, grid, block, stream, device, ...) \
+  (static_cast<void>(stream), static_cast<void>(device),                \
+   ::cuda_emulator::launch_kernel(kernel, grid, block, true, __VA_ARGS__))
 
 // As default arguments these two name the line of the call.
 #define GELU_EXT_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
