@@ -878,3 +878,13 @@ def test_the_order_of_memory_stays_as_it_was():
     patch(activation)
     assert activation(x).stride() == expected.stride()
     torch.testing.assert_close(activation(x), expected)
+
+
+def test_a_function_that_gains_nothing_is_reported_once():
+    """nn.TransformerEncoderLayer keeps F.relu as its default."""
+    for act in (F.relu, torch.tanh):
+        report = patch(nn.Sequential(Plain(act), nn.TransformerEncoderLayer(C, 2, H, activation=act, batch_first=True)))
+        assert not report.fused and len(report.left_alone) == 2, report
+        assert {row.reason.split(":")[0] for row in report.left_alone} == {
+            f"computes {'ReLU' if act is F.relu else 'Tanh'}, where fusing gains nothing"
+        }

@@ -223,7 +223,7 @@ class _Line:
             return step, event.outputs[0]
         if event.kind != "module" or not event.simple:
             if found:
-                raise NothingToFuse(f"it {found.why_not(self.asked)}")
+                raise NothingToFuse(found.why_not(self.asked))
             raise NotUnderstood(f"its forward calls {event.name}, which has no place in a straight line")
         if not is_linear_like(self.module(event)):
             return Step("module", event.name), event.outputs[0]
@@ -277,7 +277,7 @@ class _Line:
             return served[0]
         other = next((f for f in found if f and not served[0] and not served[1]), None)
         if other:
-            raise NothingToFuse(f"it {other.why_not(self.asked)}")
+            raise NothingToFuse(other.why_not(self.asked))
         raise NotUnderstood(f"its forward does not activate one of {of}")
 
     def only(self, value: int) -> Event:
@@ -422,7 +422,7 @@ def _steps(block: nn.Module, recording: Recording, options: Options) -> tuple[tu
     if not any(step.op != "module" for step in steps):
         found = next(filter(None, (classify(block.get_submodule(step.path)) for step in steps)), None)
         if found:
-            raise NothingToFuse(f"it {found.why_not(options.activations)}")
+            raise NothingToFuse(found.why_not(options.activations))
         raise NotUnderstood("it computes no activation")
     steps = [
         replace(step, recompute=options.recompute and bool(step.second)) for step in _with_second_linear(block, steps)
