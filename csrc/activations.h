@@ -343,7 +343,7 @@ struct CubicArgument {
     constexpr double a = -Act::kLinear * kLog2E, b = a * Act::kCubic;
     if constexpr (is_double<P>) {
       return {::exp(-Act::kLinear * (t * mul_add(Act::kCubic * t, t, 1.0)))};
-    } else if constexpr (std::is_same_v<P, LowPrecision>) {  // on the device; packs go on below, and ignore m_lo
+    } else if constexpr (is_low_number<P>) {  // on the device; packs go on below, and ignore m_lo
       return Exp2<P>(t, mul_add(static_cast<float>(b), t * t, static_cast<float>(a)));
     } else {
       // t (m + m_lo), where m is a + b t^2 and m_lo holds the errors of t^2, of the sum and of the constants. a_hi is
@@ -382,7 +382,7 @@ struct LinearArgument {
     constexpr double a = -Act::kLinear * kLog2E;
     if constexpr (is_double<P>) {
       return {::exp(-Act::kLinear * t)};
-    } else if constexpr (std::is_same_v<P, LowPrecision>) {
+    } else if constexpr (is_low_number<P>) {
       return Exp2<P>(t, static_cast<float>(a));
     } else {
       constexpr float a_hi = static_cast<float>(a), a_lo = static_cast<float>(a - a_hi);
@@ -514,10 +514,10 @@ struct Sigmoid {
   template <class T, class E, class Sum>
   static GELU_EXT_FN T value(T x, E e, Sum one_plus_e) {
     const auto below = e.times(one_plus_e.divide(1.0f));
-    if constexpr (std::is_arithmetic_v<T>) {
-      return x > 0 ? below.subtracted_from(1) : below.value();
-    } else {
+    if constexpr (is_pack<T>) {
       return complement_where_positive(x, below.value());
+    } else {
+      return x > 0 ? below.subtracted_from(1) : below.value();
     }
   }
 
@@ -620,7 +620,7 @@ struct Mish {
       const T twice = x + x, ratio = d.divide(where_above(x, S(0), twice, mul_add(x, u, twice)));
       const T value = where_above(x, S(0), any_x - ratio, exp.times(ratio).value());
       // A quotient of float32, and a power of 2 in packs, may have made 0 of -0.
-      if constexpr (std::is_same_v<P, LowPrecision>) return value;
+      if constexpr (is_low_number<P>) return value;
       return with_sign_of(any_x, value);
     }
 
@@ -636,8 +636,11 @@ struct Mish {
    private:
     static GELU_EXT_FN Divisor<P> divisor(T u, T u_plus_2) {
       const T two = 2.0f, sum = mul_add(u, u_plus_2, two);
-      if constexpr (!is_single<P>) return {sum, two};
-      return {sum, mul_add(u, u - (u_plus_2 - two), fused(u, u_plus_2, two - sum))};
+      if constexpr (is_single<P>) {
+        return {sum, mul_add(u, u - (u_plus_2 - two), fused(u, u_plus_2, two - sum))};
+      } else {
+        return {sum, two};
+      }
     }
   };
 };
@@ -704,8 +707,13 @@ struct ActivationList {
 };
 using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh, Mish, Elu, Identity>;
 
+template <class Act, class = void>
+inline constexpr bool is_gate = false;
+template <class Act>
+inline constexpr bool is_gate<Act, std::void_t<decltype(Act::template limit<SinglePrecision>)>> = true;
+
 // Value, slope and both of the activation Act at any x, in precision P.
-template <class Act, class P, class = void>
+template <class Act, class P, bool = is_gate<Act>>
 struct Activation {
   using T = typename P::type;
 
@@ -716,7 +724,7 @@ struct Activation {
 
 // Of a gate. Clamping may lose a NaN; max0(x) brings it back.
 template <class Act, class P>
-struct Activation<Act, P, std::void_t<decltype(Act::template limit<P>)>> {
+struct Activation<Act, P, true> {
   using T = typename P::type;
 
   static GELU_EXT_FN T value(T x) { return value(x, Act::template tail<P>(clamped(x))); }
@@ -733,10 +741,10 @@ struct Activation<Act, P, std::void_t<decltype(Act::template limit<P>)>> {
 
   // For the slope, packs do without max0(x), so their clamp has to keep a NaN.
   static GELU_EXT_FN T clamped_for_slope(T x) {
-    if constexpr (std::is_arithmetic_v<T>) {
-      return clamped(x);
-    } else {
+    if constexpr (is_pack<T>) {
       return clamped_magnitude_or_nan(x, Act::template limit<P>);
+    } else {
+      return clamped(x);
     }
   }
 
@@ -747,10 +755,10 @@ struct Activation<Act, P, std::void_t<decltype(Act::template limit<P>)>> {
 
   template <class Slope>
   static GELU_EXT_FN T slope(T x, Slope s) {
-    if constexpr (std::is_arithmetic_v<T>) {
-      return x > 0 ? s.subtracted_from(1) : s.plus(max0(x));
-    } else {
+    if constexpr (is_pack<T>) {
       return complement_where_positive(x, s.value());
+    } else {
+      return x > 0 ? s.subtracted_from(1) : s.plus(max0(x));
     }
   }
 };

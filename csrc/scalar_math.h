@@ -44,6 +44,14 @@ template <class P>
 inline constexpr bool is_single = std::is_base_of_v<SinglePrecision, P>;
 template <class P>
 inline constexpr bool is_double = std::is_base_of_v<DoublePrecision, P>;
+// 16-bit results one by one, or in what gives the same bits; not in the CPU's packs.
+template <class P>
+inline constexpr bool is_low_number = std::is_same_v<P, LowPrecision>;
+// A register of the CPU, or several: such a type says how many numbers it holds.
+template <class T, class = void>
+inline constexpr bool is_pack = false;
+template <class T>
+inline constexpr bool is_pack<T, std::void_t<decltype(T::kSize)>> = true;
 
 GELU_EXT_FN uint32_t to_bits(float x) {
 #if defined(__CUDA_ARCH__)
@@ -316,14 +324,18 @@ struct Exp2;
 
 #if defined(GELU_EXT_DEVICE_ARITHMETIC)
 // On the device, 2^x = (2^(x/2))^2: its unit makes no results below 2^-126 = 1.2e-38.
+template <class T>
+struct SpecialExp2 {
+  T root;
+
+  GELU_EXT_FN SpecialExp2(T a, T b, T = 0.0f) : root(special_exp2(a * (T(0.5f) * b))) {}
+
+  GELU_EXT_FN Product<T> times(T factor) const { return {factor * root, root}; }
+  GELU_EXT_FN Product<T> whole() const { return {root, root}; }
+};
 template <>
-struct Exp2<LowPrecision, 0> {
-  float root;
-
-  GELU_EXT_FN Exp2(float a, float b, float = 0.0f) : root(special_exp2(a * (0.5f * b))) {}
-
-  GELU_EXT_FN Product<float> times(float factor) const { return {factor * root, root}; }
-  GELU_EXT_FN Product<float> whole() const { return {root, root}; }
+struct Exp2<LowPrecision, 0> : SpecialExp2<float> {
+  using SpecialExp2::SpecialExp2;
 };
 #endif
 

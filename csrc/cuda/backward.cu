@@ -54,9 +54,10 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
         Values result[Op::operands];
 #pragma unroll
         for (int k = 0; k < Columns::count; ++k) {
-          const auto terms = Op::template gradients<F>(element<Op>(k, values, vectors, parameters, grads));
-          ((result[I].value[k] = terms.term[I]), ...);
-          if constexpr (kSums) ((sums[J].value[k] += terms.term[J]), ...);
+          const auto terms =
+              Op::template gradients<F>(element<Op, typename F::T>(k, values, vectors, parameters, &grads));
+          ((result[I][k] = terms.term[I]), ...);
+          if constexpr (kSums) ((sums[J][k] += terms.term[J]), ...);
         }
         ((kWanted != Wanted::some || results[I].wanted() ? results[I].store(pass, result[I]) : void()), ...);
       };

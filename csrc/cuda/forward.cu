@@ -6,7 +6,7 @@ namespace gelu_ext::cuda {
 namespace {
 
 template <class Op, class Columns>
-inline constexpr Tuning kTuning = Columns::tuned(forward_tuning(Op::operands, Columns::dtype));
+inline constexpr Tuning kTuning = Columns::tuned(forward_tuning(Op::operands, Columns::dtype, kArchitecture));
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
@@ -33,7 +33,8 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
 
   template <class Act, class Columns>
   GELU_EXT_DEVICE void run() const {
-    using F = Activation<Act, typename Columns::precision>;
+    using F = Activation<Act, ForwardPrecision<Act, Columns>>;
+    using T = typename F::T;
     using Values = typename Columns::Values;
     const Columns columns(cols, piece);
     if (!columns.any) return;
@@ -45,8 +46,8 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
       const Values values[] = {rows...};
       Values result;
 #pragma unroll
-      for (int k = 0; k < Columns::count; ++k) {
-        result[k] = Op::template value<F>(element<Op>(k, values, vectors, parameters));
+      for (int k = 0; k < Columns::count; k += kTogether<T>) {
+        set<T>(result, k, Op::template value<F>(element<Op, T>(k, values, vectors, parameters)));
       }
       results.store(pass, result);
     };
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns>
 }
 
 int launch(const Forward& p, const Device& device, void* stream) {
-  const LaunchShape shape = launch_shape(p, forward_tuning(p.operands(), p.dtype), false, device);
+  const LaunchShape shape = launch_shape(p, forward_tuning(p.operands(), p.dtype, device.architecture), false, device);
   with_types(p, [&](auto op, auto act, auto dtype) {
     using Op = decltype(op);
     const Arguments<Op> arguments(p, shape);

@@ -5,7 +5,7 @@
 
 #include <utility>
 
-#include "columns.cuh"
+#include "pair.cuh"
 
 namespace gelu_ext::cuda {
 
@@ -127,11 +127,9 @@ struct Parameters<Op, 0> {
 template <class T, int>
 using OfEach = T;
 
-// What an operation sees: element k of the operands' rows and of the vectors; grad_out in a backward.
-template <class Op, class Values>
+// What an operation sees: from element k on a T of the operands' rows and of the vectors; of grad_out in a backward.
+template <class Op, class T, class Values>
 struct Element {
-  using T = std::remove_cv_t<std::remove_reference_t<decltype(std::declval<const Values&>()[0])>>;
-
   int k;
   const Values (&x)[Op::operands], (&vectors)[Op::vectors];
   const Parameters<Op>& parameters;
@@ -139,28 +137,23 @@ struct Element {
 
   template <int I>
   GELU_EXT_DEVICE T z(Index<I>) const {
-    return x[I].value[k] + vectors[I].value[k];
+    return get<T>(x[I], k) + get<T>(vectors[I], k);
   }
   template <int J>
   GELU_EXT_DEVICE T vector(Index<J>) const {
-    return vectors[J].value[k];
+    return get<T>(vectors[J], k);
   }
   template <int K>
   GELU_EXT_DEVICE T parameter(Index<K>) const {
-    return static_cast<T>(parameters.value[K]);
+    return static_cast<std::conditional_t<std::is_same_v<T, double>, double, float>>(parameters.value[K]);
   }
-  GELU_EXT_DEVICE T grad_out() const { return grads->value[k]; }
+  GELU_EXT_DEVICE T grad_out() const { return get<T>(*grads, k); }
 };
-template <class Op, class Values>
-GELU_EXT_DEVICE Element<Op, Values> element(int k, const Values (&x)[Op::operands],
-                                            const Values (&vectors)[Op::vectors], const Parameters<Op>& parameters) {
-  return {k, x, vectors, parameters, nullptr};
-}
-template <class Op, class Values>
-GELU_EXT_DEVICE Element<Op, Values> element(int k, const Values (&x)[Op::operands],
-                                            const Values (&vectors)[Op::vectors], const Parameters<Op>& parameters,
-                                            const Values& grads) {
-  return {k, x, vectors, parameters, &grads};
+template <class Op, class T, class Values>
+GELU_EXT_DEVICE Element<Op, T, Values> element(int k, const Values (&x)[Op::operands],
+                                               const Values (&vectors)[Op::vectors], const Parameters<Op>& parameters,
+                                               const Values* grads = nullptr) {
+  return {k, x, vectors, parameters, grads};
 }
 
 }  // namespace gelu_ext::cuda

@@ -44,10 +44,10 @@ constexpr int resident_blocks(Tuning tuning, int architecture = kArchitecture) {
 // Bytes in flight on a multiprocessor: blocks * 256 threads * loads that are issued together * 16. An H100 wants 32 KB,
 // an H200 48, a B200 more. Most kernels have 48: 4 blocks of 3 loads. float32 with two operands has 32, as its loads
 // would be delayed else.
-constexpr Tuning forward_tuning(int operands, DType dtype) {
+constexpr Tuning forward_tuning(int operands, DType dtype, int architecture) {
   if (dtype == DType::float64) return {1, 2};
   if (operands == 1) return tuned_by({3, 4});
-  return tuned_by(dtype == DType::float32 ? Tuning{1, 4} : Tuning{2, 3});
+  return tuned_by(dtype == DType::float32 || architecture >= 1000 ? Tuning{1, 4} : Tuning{2, 3});
 }
 
 // Which gradients a backward kernel gives: all matrices, without or with the vectors' sums, or any others. The last,

@@ -245,7 +245,9 @@ class Problem {
       R sum[2] = {}, size[2] = {}, scale[2] = {};
       for (int64_t row = 0; row < c_.rows; ++row) {
         const double z = add_bias(activated_, 0, row, col), linear = c_.gated ? add_bias(linear_, 1, row, col) : 1;
-        const Truth<R> act = truth<R>(Activations::names[c_.activation], z);
+        Truth<R> act = truth<R>(Activations::names[c_.activation], z);
+        // A square may exceed the arithmetic's range before it is multiplied by a small number.
+        if (c_.dtype != DType::float64) act.value = static_cast<float>(act.value);
         if (!c_.backward) {
           const Tolerance tolerance =
               c_.gated ? Tolerance::of_product(c_.dtype, z) : Tolerance::of_value(c_.dtype, z, bool(bias_[0]));

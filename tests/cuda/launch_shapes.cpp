@@ -53,7 +53,7 @@ int main() {
       Forward p{};
       p.rows = rows, p.cols = cols;
       print(p, gated, dtype, bias, false, device,
-            [](const Forward& part) { return forward_tuning(part.operands(), part.dtype); });
+            [&](const Forward& part) { return forward_tuning(part.operands(), part.dtype, device.architecture); });
     }
   }
   return 0;

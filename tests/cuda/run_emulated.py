@@ -10,6 +10,7 @@ tests/cuda/emulator stands in for the CUDA runtime and for NVIDIA's 16-bit types
     address     AddressSanitizer, alignment, bounds, overflow: nothing outside of exact-size allocations is touched
     thread      ThreadSanitizer, which takes each CUDA thread for a thread: no barrier is missing
     portable    plain, with fibers made by ucontext
+    pairs       plain, the forward kernels in pairs of floats, as for compute capability 10.0 and later
     nvidia      NVIDIA's own headers for the 16-bit types, if a toolkit is there
 
 All must give the same bits. Planted faults show that each check catches what it is for: in a kernel of their own
@@ -152,6 +153,9 @@ def programs(toolkit: Path | None, folder: Path) -> dict[str, Program]:
         return {f"{build}.{kernel.stem}": (kernel, extra, headers) for kernel in KERNELS} | driver
 
     result = {build: Program(kernels(build, extra) | emulator, extra) for build, extra in BUILDS.items()}
+    pairs = {"pairs.forward": (ROOT / "csrc" / "cuda" / "forward.cu", ["-O2", "-DGELU_EXT_EMULATE_PAIRS"], standin)}
+    others = {name: how for name, how in kernels("plain", BUILDS["plain"]).items() if name != "plain.forward"}
+    result["pairs"] = Program(pairs | others | emulator)
     result["portable"] = Program(kernels("plain", BUILDS["plain"]) | ucontext)
     if toolkit is not None:
         result["nvidia"] = Program(kernels("nvidia", ["-O1"], toolkit) | emulator)
@@ -217,7 +221,7 @@ def steps(toolkit: Path | None) -> list[Step]:
             raise Failed(f"different checksums: {checksums}")
         return ", ".join(checksums)
 
-    builds = ["plain", "portable", "address", "thread", *(["nvidia"] if toolkit else [])]
+    builds = ["plain", "portable", "pairs", "address", "thread", *(["nvidia"] if toolkit else [])]
     return [
         *[kernels(build, "small", "up", *(["5"] if build == "address" else [])) for build in builds],
         Step("same bits", builds, same_bits, last=True),
