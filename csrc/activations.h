@@ -619,8 +619,8 @@ struct Mish {
     GELU_EXT_FN T value(T any_x) const {
       const T twice = x + x, ratio = d.divide(where_above(x, S(0), twice, mul_add(x, u, twice)));
       const T value = where_above(x, S(0), any_x - ratio, exp.times(ratio).value());
-      // A quotient of float32, and a power of 2 in packs, may have made 0 of -0.
-      if constexpr (is_low_number<P>) return value;
+      // A quotient of float32, and a power of 2 that is computed, may have made 0 of -0.
+      if constexpr (has_special_exp2<P>) return value;
       return with_sign_of(any_x, value);
     }
 

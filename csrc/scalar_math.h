@@ -99,6 +99,15 @@ inline float special_reciprocal(float x) {
 }
 #endif
 
+// Whether P's powers of 2 are that unit's.
+#if defined(GELU_EXT_DEVICE_ARITHMETIC)
+template <class P>
+inline constexpr bool has_special_exp2 = is_low_number<P>;
+#else
+template <class P>
+inline constexpr bool has_special_exp2 = false;
+#endif
+
 // a * b + c, fused where the hardware can, else rounded twice. For polynomials, where either will do.
 GELU_EXT_FN float mul_add(float a, float b, float c) {
 #if defined(GELU_EXT_HAS_FMA)
