@@ -34,10 +34,12 @@ inline constexpr int kArchitecture = __CUDA_ARCH__;
 inline constexpr int kArchitecture = 0;
 #endif
 
+constexpr bool is_turing(int architecture) { return architecture != 0 && architecture < 800; }
+
 // Blocks that a multiprocessor holds, and the second argument of __launch_bounds__. Turing runs 1024 threads, all later
 // ones at least 1536.
 constexpr int resident_blocks(Tuning tuning, int architecture = kArchitecture) {
-  const int most = architecture != 0 && architecture < 800 ? 4 : 6;
+  const int most = is_turing(architecture) ? 4 : 6;
   return tuning.blocks < most ? tuning.blocks : most;
 }
 
@@ -46,7 +48,7 @@ constexpr int resident_blocks(Tuning tuning, int architecture = kArchitecture) {
 // would be delayed else.
 constexpr Tuning forward_tuning(int operands, DType dtype, int architecture) {
   if (dtype == DType::float64) return {1, 2};
-  if (operands == 1) return tuned_by({3, 4});
+  if (operands == 1) return tuned_by(is_turing(architecture) ? Tuning{2, 4} : Tuning{3, 4});  // it would spill
   return tuned_by(dtype == DType::float32 || architecture >= 1000 ? Tuning{1, 4} : Tuning{2, 3});
 }
 
