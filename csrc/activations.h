@@ -700,17 +700,18 @@ struct Identity {
   }
 };
 
+// Whether it says what a gate says.
+template <class Act, class = void>
+inline constexpr bool is_gate = false;
+template <class Act>
+inline constexpr bool is_gate<Act, std::void_t<decltype(Act::template limit<SinglePrecision>)>> = true;
+
 template <class... Acts>
 struct ActivationList {
   static constexpr int size = sizeof...(Acts);
   static constexpr const char* names[] = {Acts::name...};
 };
 using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu2, Sigmoid, Tanh, Mish, Elu, Identity>;
-
-template <class Act, class = void>
-inline constexpr bool is_gate = false;
-template <class Act>
-inline constexpr bool is_gate<Act, std::void_t<decltype(Act::template limit<SinglePrecision>)>> = true;
 
 // Value, slope and both of the activation Act at any x, in precision P.
 template <class Act, class P, bool = is_gate<Act>>
