@@ -89,7 +89,7 @@ def test_an_activation(tmp_path):
     copy.run("-m", "pytest", "-q", "-x", "tests/test_operations.py", "tests/test_modules.py", "tests/test_errors.py")
     told = copy.run("-m", "pytest", "-q", "-k", "steep", "tests", "--ignore=tests/test_recipes.py")
     passed = int(re.search(r"(\d+) passed", told)[1])
-    assert passed > 500, told[-500:]
+    assert passed > 150, told[-500:]
     copy.run("bench/bench.py", "--device=cpu", "--activations=steep", "--shapes=8x32", "--rounds=2", "--seconds=0.001")
 
 
