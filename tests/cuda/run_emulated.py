@@ -36,7 +36,7 @@ ROOT = HERE.parent.parent
 EMULATOR = HERE / "emulator"
 KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 CXX = os.environ.get("CXX", "g++")
-SECONDS = 420  # for one command
+SECONDS = 900  # for one command
 
 BUILDS = {
     "plain": ["-O2"],
