@@ -46,6 +46,20 @@ def check_activation(op: str, activation: object) -> None:
         raise _not_one_of(op, "activation", ACTIVATIONS, activation)
 
 
+def check_activations(op: str, activations: Iterable[str] | None, known: tuple[str, ...]) -> frozenset[str]:
+    """A set of names out of those known; None for all of these."""
+    if activations is None:
+        return frozenset(known)
+    expected = f"{op}: expected activations to be None or a set of {', '.join(map(repr, known))}"
+    if isinstance(activations, str) or not isinstance(activations, Iterable):
+        raise TypeError(f"{expected}, got {activations!r}")
+    names = list(activations)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{expected}, got one with {name!r}")
+    return frozenset(names)
+
+
 def activation_or_form(op: str, activation: str | None, approximate: str) -> str:
     """Of the two options of an MLP: the activation, where one is given, else this form of GELU."""
     check_approximate(op, approximate)

@@ -218,6 +218,13 @@ def test_cuda_code_can_be_linked_for_a_torch_without_cuda(toolkit, monkeypatch):
 
 def test_architectures_are_a_list_with_ptx_where_no_gpu_is_visible(toolkit, monkeypatch):
     assert _build.architectures(toolkit) == "7.5;8.0;9.0;10.0+PTX"  # what this nvcc knows of the default list
+    newer = "compute_75\ncompute_100\ncompute_120"  # 10.0's PTX serves 11.0, which code for 12.0 does not
+    older = "compute_75\ncompute_90"
+    real = _build._output
+    for known, expected in ((newer, "7.5;10.0+PTX;12.0"), (older, "7.5;9.0+PTX")):
+        answer = {"--list-gpu-arch": known}
+        monkeypatch.setattr(_build, "_output", lambda command, answer=answer: answer.get(command[1]) or real(command))
+        assert _build.architectures(toolkit) == expected
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper 8.6+PTX")
     assert _build.architectures(toolkit) == "Hopper 8.6+PTX"
 

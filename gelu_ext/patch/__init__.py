@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _native
 from .._activations import ACTIVATIONS
-from .._checks import check_bool
+from .._checks import check_activations, check_bool
 from . import swap
 from .find import Block, Search, Site
 from .forms import SERVED, Found, activation_of
@@ -64,7 +64,7 @@ def patch(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: expected model to be an nn.Module, got {type(model).__name__}")
-    options = Options(_checked(activations), recompute)
+    options = Options(check_activations("patch", activations, SERVED), recompute)
     for name, flag in (("recompute", recompute), ("verify", verify)):
         check_bool("patch", name, flag)
     _native.require()
@@ -76,19 +76,6 @@ def patch(
     except BaseException:  # out of memory, Ctrl-C
         _put_back(model, before)
         raise
-
-
-def _checked(activations: Iterable[str] | None) -> frozenset[str]:
-    if activations is None:
-        return frozenset(SERVED)
-    expected = f"patch: expected activations to be None or a set of {', '.join(map(repr, SERVED))}"
-    if isinstance(activations, str) or not isinstance(activations, Iterable):
-        raise TypeError(f"{expected}, got {activations!r}")
-    names = list(activations)
-    for name in names:
-        if name not in SERVED:
-            raise ValueError(f"{expected}, got one with {name!r}")
-    return frozenset(names)
 
 
 @contextmanager

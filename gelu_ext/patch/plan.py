@@ -187,6 +187,7 @@ class _Line:
         self.block = block
         self.recording = recording
         self.asked = asked
+        self.computes: dict[int, Found] = {}  # by event
         self.consumers: dict[int, list[Event]] = defaultdict(list)
         for event in recording.events:
             for value in set(event.inputs):
@@ -305,7 +306,12 @@ class _Line:
         return replace(step, takes_bias=True)
 
     def found(self, event: Event) -> Found:
-        """The activation that the event computes, if it computes one."""
+        """The activation that the event computes, if it computes one. It is run for that, once."""
+        if id(event) not in self.computes:
+            self.computes[id(event)] = self._classified(event)
+        return self.computes[id(event)]
+
+    def _classified(self, event: Event) -> Found:
         if len(event.inputs) != 1 or len(event.outputs) != 1:
             return Found()
         if event.kind == "function":

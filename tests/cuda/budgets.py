@@ -73,7 +73,7 @@ LEAST_IN_FLIGHT, IN_FLIGHT = 32, {80: 32, 90: 48, 100: 64}
 DELAYED = "the compiler delays loads for the sake of the formula's many intermediate results"
 REASONS = {
     ("bias_act_forward", 32): "the compiler delays the third load in the longer formulas",
-    ("bias_act_forward", 16): "as for 32 bits; in pairs of floats the formulas are half as long",
+    ("bias_act_forward", 16): "in pairs of floats the compiler delays the third load, as the formulas are half as long",
     ("bias_act_backward", 16): "the compiler delays the loads of a second row",
     ("bias_act_backward", 32): "the compiler delays the loads of a second row",
     ("act_mul_forward", 32): "the compiler delays loads of float32 where a thread has more than one row",

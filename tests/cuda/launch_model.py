@@ -86,6 +86,9 @@ class Problem(NamedTuple):
 
 
 class Shape(NamedTuple):
+    """Of the first launch; what is left of a flat view is a second one."""
+
+    rows: int
     lanes: int
     tiles: int
     chunks: int
@@ -133,9 +136,7 @@ def shapes_of(questions: list[tuple[Problem, Gpu]]) -> list[Shape]:
 def predicted(p: Problem, shape: Shape, gpu: Gpu, rate: float = 1.0) -> float:
     """Share of a copy; `rate` is the share of its bandwidth that the kernel's main loop allows."""
     grid, wave = shape.tiles * shape.chunks, shape.blocks * gpu.multiprocessors
-    passes = math.ceil(math.ceil(p.rows / (THREADS // shape.lanes)) / shape.chunks)
-    if shape.launches > 1 or shape.tiles == 1:  # the flat view has rows of its own
-        passes = math.ceil(p.rows * p.cols * p.size / 16 / THREADS / grid)
+    passes = math.ceil(math.ceil(shape.rows / (THREADS // shape.lanes)) / shape.chunks)
     seconds, left = LAUNCH * shape.launches, grid
     while left > 0:
         blocks = min(left, wave)

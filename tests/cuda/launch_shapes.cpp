@@ -1,5 +1,5 @@
 // How the launchers would launch a problem: reads lines `backward gated dtype rows cols bias multiprocessors
-// architecture` of numbers, writes for each `lanes tiles chunks blocks unroll piece launches`: the shape of the first
+// architecture` of numbers, writes for each `rows lanes tiles chunks blocks unroll piece launches`: those of the first
 // launch, what its tuning holds on a multiprocessor and loads together, the bytes that are accessed together, and how
 // many launches there are. Compiled with csrc/cuda/launch.cu by launch_model.py.
 #include <cstdio>
@@ -25,9 +25,9 @@ void print(AnyProblem p, bool gated, int dtype, bool bias, bool sums, const Devi
     const LaunchShape shape = launch_shape(part, tuning, sums, device);
     const Input matrix[] = {Input(part.x[0], part.dtype, shape)};
     if (launches++ == 0) {
-      std::printf("%d %lld %d %d %d %d ", shape.lanes, static_cast<long long>(shape.tiles), shape.chunks,
-                  resident_blocks(tuning, device.architecture), tuning.unroll,
-                  piece_bytes(part, Passes(part.rows, shape), matrix));
+      std::printf("%lld %d %lld %d %d %d %d ", static_cast<long long>(part.rows), shape.lanes,
+                  static_cast<long long>(shape.tiles), shape.chunks, resident_blocks(tuning, device.architecture),
+                  tuning.unroll, piece_bytes(part, Passes(part.rows, shape), matrix));
     }
     return 0;
   });
