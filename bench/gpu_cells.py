@@ -35,6 +35,7 @@ def cells(kind: str, device: str) -> Iterator[dict[str, Any]]:
     """Of ``kind`` "full", "quick" or "tune"; "compile" says whether torch.compile is timed as well."""
 
     def cell(op: str, activation: str, dtype: str, shape: tuple[int, int], compile: bool = False) -> dict[str, Any]:
+        activation = OPS[op].only or activation
         return {"op": op, "activation": activation, "dtype": dtype, "rows": shape[0], "cols": shape[1]} | {
             "compile": compile
         }
@@ -64,7 +65,8 @@ def cells(kind: str, device: str) -> Iterator[dict[str, Any]]:
     for dtype in ("bfloat16", "float32", "float16"):
         for op in OPS:
             for activation in ACTIVATIONS:
-                if activation != "gelu" or dtype == "float16":
+                done = activation == "gelu" and dtype != "float16"
+                if not done and OPS[op].only in ("", activation):
                     yield cell(op, activation, dtype, LARGE[0])
     for op in OPS:
         for dtype in ("bfloat16", "float32"):

@@ -49,6 +49,7 @@ def first_use_in_a_graph(device: str) -> str:
             gelu_ext.bias_act(x, bias, activation="gelu"),
             gelu_ext.glu(x, bias, activation="gelu"),
             gelu_ext.act_mul(x, x, bias, None, activation="gelu"),
+            gelu_ext.clamped_swiglu(x, bias),
         ]
         gradients = [torch.autograd.grad(out, (x, bias), out.detach().sin()) for out in outputs]
         return [*(out.detach() for out in outputs), *(grad for pair in gradients for grad in pair)]

@@ -298,10 +298,12 @@ GELU_EXT_FN Divisor<P> one_plus(E e) {
   return {sum, e.whole().plus(1 - sum)};
 }
 
-// x sigmoid(z(x)) with an odd, rising polynomial z, which `Argument` computes. With e = exp(-z(t)) <= 1,
+// x sigmoid(z(x)) with an odd, rising polynomial z, which `argument` computes. With e = exp(-z(t)) <= 1,
 //     F(-t) = e/(1 + e)      F'(t) = e/(1 + e)^2 z'(t)      S(t) = e (1 + e - t z'(t))/(1 + e)^2.
 template <class Argument>
 struct SigmoidGate {
+  Argument argument;
+
   // The first multiple of 1/4 at which e has vanished. Below it every result is computed, down to the smallest
   // subnormal; from it on all are 0, since tail is less than e t and S less than e t z'(t), and both factors are below
   // 2^10.
@@ -313,22 +315,21 @@ struct SigmoidGate {
   }();
 
   template <class P, class T = typename P::type>
-  static GELU_EXT_FN auto tail(T t) {
-    static_assert(is_double<P> || limit<P> < 0x1p10, "kVanishing is for factors up to 2^10");
-    const Exp2<P> e = Argument::template exp_minus<P>(t);
+  GELU_EXT_FN auto tail(T t) const {
+    const Exp2<P> e = argument.template exp_minus<P>(t);
     return e.times(one_plus<P>(e).divide(t));
   }
 
   template <class P, class T = typename P::type>
-  static GELU_EXT_FN auto tail_slope(T t) {
+  GELU_EXT_FN auto tail_slope(T t) const {
     return tail_and_slope<P>(t).slope;
   }
 
   template <class P, class T = typename P::type>
-  static GELU_EXT_FN auto tail_and_slope(T t) {
-    const Exp2<P> e = Argument::template exp_minus<P>(t);
+  GELU_EXT_FN auto tail_and_slope(T t) const {
+    const Exp2<P> e = argument.template exp_minus<P>(t);
     const Divisor<P> one_plus_e = one_plus<P>(e);
-    const T numerator = Argument::template slope_numerator<P>(t, e.whole());
+    const T numerator = argument.template slope_numerator<P>(t, e.whole());
     return TailAndSlope{e.times(one_plus_e.divide(t)), e.times(one_plus_e.divide_twice(numerator))};
   }
 };
@@ -400,6 +401,35 @@ struct LinearArgument {
       return fused(-a, t, 1.0f) + mul_add(-a_lo, t, e.value());
     } else {
       return mul_add(-t, a, e.plus(1));
+    }
+  }
+};
+
+// z(t) = k t, with a k that is known at run time only: k and -k log2(e), each as a number and its rest, which float32
+// needs.
+template <class P>
+struct ScaledArgument {
+  using S = typename P::scalar;
+  S k, k_rest, exponent, exponent_rest;
+
+  template <class>
+  GELU_EXT_FN Exp2<P> exp_minus(typename P::type t) const {
+    if constexpr (is_double<P>) {
+      return {::exp(-k * t)};
+    } else if constexpr (is_low_number<P>) {
+      return Exp2<P>(t, exponent);
+    } else {
+      return Exp2<P>(exponent, t, exponent_rest);
+    }
+  }
+
+  // 1 + e - t z'(t), where z'(t) = k
+  template <class, class E, class T = typename P::type>
+  GELU_EXT_FN T slope_numerator(T t, E e) const {
+    if constexpr (is_single<P>) {
+      return fused(T(-k), t, T(1.0f)) + mul_add(T(-k_rest), t, e.value());
+    } else {
+      return mul_add(-t, T(k), e.plus(1));
     }
   }
 };
@@ -717,33 +747,38 @@ using Activations = ActivationList<Gelu, GeluTanh, GeluSigmoid, Silu, Relu, Relu
 template <class Act, class P, bool = is_gate<Act>>
 struct Activation {
   using T = typename P::type;
+  using Precision = P;
 
   static GELU_EXT_FN T value(T x) { return Act::template value<P>(x); }
   static GELU_EXT_FN T slope(T x) { return Act::template slope<P>(x); }
   static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) { return Act::template value_and_slope<P>(x); }
 };
 
-// Of a gate. Clamping may lose a NaN; max0(x) brings it back.
+// The same of a gate: an object of Act, or of what has its members, and the limit that t is clamped to. Clamping may
+// lose a NaN; max0(x) brings it back.
 template <class Act, class P>
-struct Activation<Act, P, true> {
+struct Gate {
   using T = typename P::type;
 
-  static GELU_EXT_FN T value(T x) { return value(x, Act::template tail<P>(clamped(x))); }
+  Act act;
+  typename P::scalar limit;
 
-  static GELU_EXT_FN T slope(T x) { return slope(x, Act::template tail_slope<P>(clamped_for_slope(x))); }
+  GELU_EXT_FN T value(T x) const { return value(x, act.template tail<P>(clamped(x))); }
 
-  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) {
-    const auto both = Act::template tail_and_slope<P>(clamped_for_slope(x));
+  GELU_EXT_FN T slope(T x) const { return slope(x, act.template tail_slope<P>(clamped_for_slope(x))); }
+
+  GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) const {
+    const auto both = act.template tail_and_slope<P>(clamped_for_slope(x));
     return {value(x, both.tail), slope(x, both.slope)};
   }
 
  private:
-  static GELU_EXT_FN T clamped(T x) { return clamped_magnitude(x, Act::template limit<P>); }
+  GELU_EXT_FN T clamped(T x) const { return clamped_magnitude(x, limit); }
 
   // For the slope, packs do without max0(x), so their clamp has to keep a NaN.
-  static GELU_EXT_FN T clamped_for_slope(T x) {
+  GELU_EXT_FN T clamped_for_slope(T x) const {
     if constexpr (is_pack<T>) {
-      return clamped_magnitude_or_nan(x, Act::template limit<P>);
+      return clamped_magnitude_or_nan(x, limit);
     } else {
       return clamped(x);
     }
@@ -762,6 +797,20 @@ struct Activation<Act, P, true> {
       return x > 0 ? s.subtracted_from(1) : s.plus(max0(x));
     }
   }
+};
+
+template <class Act, class P>
+struct Activation<Act, P, true> {
+  using T = typename P::type;
+  using Precision = P;
+  static_assert(is_double<P> || Act::template limit<P> < 0x1p10, "kVanishing is for factors up to 2^10");
+
+  static GELU_EXT_FN T value(T x) { return gate().value(x); }
+  static GELU_EXT_FN T slope(T x) { return gate().slope(x); }
+  static GELU_EXT_FN ValueAndSlope<T> value_and_slope(T x) { return gate().value_and_slope(x); }
+
+ private:
+  static GELU_EXT_FN Gate<Act, P> gate() { return {Act(), Act::template limit<P>}; }
 };
 
 }  // namespace gelu_ext

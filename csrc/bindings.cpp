@@ -45,6 +45,8 @@ constexpr std::tuple kOperations{
     Operation{"glu", "Tensor x, Tensor? bias, str activation, str activated", glu, glu_backward, check_glu},
     Operation{"act_mul", "Tensor activated, Tensor linear, Tensor? activated_bias, Tensor? linear_bias, str activation",
               act_mul, act_mul_backward, check_act_mul},
+    Operation{"clamped_swiglu", "Tensor x, Tensor? bias, float alpha, float limit, float offset, str layout",
+              clamped_swiglu, clamped_swiglu_backward, check_clamped_swiglu},
 };
 
 template <class F>
@@ -126,8 +128,8 @@ bool needs_grad(const OptionalTensor& t) { return t && needs_grad(*t); }
 bool has_tangent(const OptionalTensor& t) { return t && has_tangent(*t); }
 bool needs_grad(std::string_view) { return false; }
 bool has_tangent(std::string_view) { return false; }
-[[maybe_unused]] bool needs_grad(double) { return false; }
-[[maybe_unused]] bool has_tangent(double) { return false; }
+bool needs_grad(double) { return false; }
+bool has_tangent(double) { return false; }
 bool in_functorch() {
   return c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }

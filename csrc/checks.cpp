@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <sstream>
 #include <string>
 
@@ -55,6 +56,26 @@ bool activates_first(const char* op, std::string_view activated) {
   TORCH_CHECK_VALUE(activated == "first" || activated == "second", op,
                     ": expected activated to be 'first' or 'second', got '", activated, "'");
   return activated == "first";
+}
+
+bool is_interleaved(const char* op, std::string_view layout) {
+  TORCH_CHECK_VALUE(layout == "interleaved" || layout == "first", op,
+                    ": expected layout to be 'interleaved' or 'first', got '", layout, "'");
+  return layout == "interleaved";
+}
+
+void check_finite(const char* op, const char* name, double number) {
+  TORCH_CHECK_VALUE(std::isfinite(number), op, ": expected ", name, " to be a finite number, got ", number);
+}
+
+void check_positive(const char* op, const char* name, double number) {
+  TORCH_CHECK_VALUE(std::isfinite(number) && number > 0, op, ": expected ", name,
+                    " to be a finite number above 0, got ", number);
+}
+
+void check_packed(const char* op, const Tensor& x) {
+  check_has_columns(op, "x", x);
+  TORCH_CHECK_VALUE(x.size(-1) % 2 == 0, op, ": expected x of even width (two halves), got width ", x.size(-1));
 }
 
 DType dtype_of(const char* op, const char* name, const Tensor& t) {

@@ -15,6 +15,16 @@ int activation_index(const char* op, std::string_view activation);
 // True for "first", false for "second"; ValueError for anything else.
 bool activates_first(const char* op, std::string_view activated);
 
+// True for "interleaved", false for "first"; ValueError for anything else.
+bool is_interleaved(const char* op, std::string_view layout);
+
+// A finite number, above 0 where it has to be; else ValueError.
+void check_finite(const char* op, const char* name, double number);
+void check_positive(const char* op, const char* name, double number);
+
+// Two operands side by side in x, or in turn.
+void check_packed(const char* op, const Tensor& x);
+
 // The dtype of the waist; TypeError for one that has no kernels.
 DType dtype_of(const char* op, const char* name, const Tensor& t);
 

@@ -2,7 +2,8 @@
 // Plain structs of pointers, sizes, strides, dtype, operation and activation; no Tensor on either side of this file.
 //
 // A matrix is `rows` rows of `cols` elements with unit column stride and any row stride (0 for an expanded gradient).
-// Packed and two-tensor gated activations are the same problem: the two halves are two matrices.
+// Packed and two-tensor gated activations are the same problem: the two halves are two matrices. Where the operands are
+// interleaved in one matrix, it has `step` elements to a column, and so have their biases.
 #pragma once
 
 #include <cstddef>
@@ -67,11 +68,13 @@ struct Matrix {
 struct ConstVector {
   const void* data = nullptr;    // [cols], null: no bias
   DType dtype = DType::float32;  // the problem's dtype or float32
+  int step = 1;                  // in elements, from column to column
 };
 
 struct Vector {
   void* data = nullptr;  // [cols], null: not wanted
   DType dtype = DType::float32;
+  int step = 1;
 };
 
 // What a forward and its backward have in common. What the operation does not have is null.
@@ -85,6 +88,9 @@ struct Problem {
   double parameter[Operations::most_parameters] = {};
 
   int operands() const { return Operations::operands[operation]; }
+  int parameters() const { return Operations::parameters[operation]; }
+  int matrices() const { return Operations::matrices[operation]; }
+  int step() const { return operands() / matrices(); }
   int vectors() const { return Operations::vectors[operation]; }
   bool has_vectors() const {
     return std::any_of(vector, vector + vectors(), [](const ConstVector& v) { return v.data != nullptr; });
@@ -102,25 +108,25 @@ struct Backward : Problem {
   Vector grad_vector[Operations::most_vectors];
 };
 
-// f(matrix) for every matrix of a problem; `data` is null in some.
+// f(matrix, its elements to a column) for every matrix of a problem; `data` is null in some.
 template <class F>
 void for_each_matrix(Forward& p, F&& f) {
-  for (ConstMatrix& x : p.x) f(x);
-  f(p.out);
+  for (ConstMatrix& x : p.x) f(x, p.step());
+  f(p.out, 1);
 }
 template <class F>
 void for_each_matrix(Backward& p, F&& f) {
-  for (ConstMatrix& x : p.x) f(x);
-  f(p.grad_out);
-  for (Matrix& grad : p.grad) f(grad);
+  for (ConstMatrix& x : p.x) f(x, p.step());
+  f(p.grad_out, 1);
+  for (Matrix& grad : p.grad) f(grad, p.step());
 }
 
 // Whether in every matrix row follows row without a gap, so that they may be cut into rows anew.
 template <class AnyProblem>
 bool is_contiguous(AnyProblem p) {
   bool contiguous = true;
-  for_each_matrix(p, [&](const auto& m) {
-    contiguous = contiguous && (m.data == nullptr || p.rows == 1 || m.row_stride == p.cols);
+  for_each_matrix(p, [&](const auto& m, int step) {
+    contiguous = contiguous && (m.data == nullptr || p.rows == 1 || m.row_stride == p.cols * step);
   });
   return contiguous;
 }
@@ -128,10 +134,10 @@ bool is_contiguous(AnyProblem p) {
 // `rows` rows of `cols` elements from element `first` on, of a contiguous problem.
 template <class AnyProblem>
 AnyProblem recut(AnyProblem p, int64_t first, int64_t rows, int64_t cols) {
-  for_each_matrix(p, [&](auto& m) {
+  for_each_matrix(p, [&](auto& m, int step) {
     if (m.data == nullptr) return;
-    m.data = reinterpret_cast<decltype(m.data)>(reinterpret_cast<uintptr_t>(m.data) + first * size_of(p.dtype));
-    m.row_stride = cols;
+    m.data = reinterpret_cast<decltype(m.data)>(reinterpret_cast<uintptr_t>(m.data) + first * step * size_of(p.dtype));
+    m.row_stride = cols * step;
   });
   p.rows = rows;
   p.cols = cols;
@@ -186,12 +192,22 @@ void with_type(List<Types...>, int index, F&& f) {
   ((i++ == index ? f(Types{}) : void()), ...);
 }
 
+// Whether the operation has kernels for the activation.
+template <class Op, class Act>
+constexpr bool takes() {
+  return std::is_void_v<typename Op::Only> || std::is_same_v<typename Op::Only, Act>;
+}
+
 // f(Op{}, Act{}, integral_constant<DType>) for what the problem asks for
 template <class F>
 void with_types(const Problem& p, F&& f) {
   with_dtype(p.dtype, [&](auto dtype) {
-    with_type(Activations{}, p.activation,
-              [&](auto act) { with_type(Operations{}, p.operation, [&](auto op) { f(op, act, dtype); }); });
+    with_type(Activations{}, p.activation, [&](auto act) {
+      with_type(Operations{}, p.operation, [&](auto op) {
+        using Act = decltype(act);  // in the condition below GCC 12 would take it for a reference
+        if constexpr (takes<decltype(op), Act>()) f(op, act, dtype);
+      });
+    });
   });
 }
 

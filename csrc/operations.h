@@ -6,9 +6,12 @@
 //     in.z(Index<i>())   in.vector(Index<j>())   in.parameter(Index<k>())   in.grad_out()
 // and reads each where it is first needed, because a long formula leaves no register to keep them in. F is an
 // Activation: F::value(z), F::slope(z), F::value_and_slope(z), in the type F::T.
+//
+// The operands lie in `matrices` matrices: in one each, or interleaved in one, z0 z1 z0 z1 ...
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "activations.h"
 
@@ -26,7 +29,9 @@ struct Terms {
 
 // act(z0)
 struct BiasAct {
-  static constexpr int operands = 1, vectors = 1, parameters = 0;  // vectors: the operands' biases and one's own
+  static constexpr int operands = 1, matrices = 1, parameters = 0;
+  static constexpr int vectors = 1;  // the operands' biases and one's own
+  using Only = void;                 // the activation, where it is for one alone
 
   template <class F, class In>
   static GELU_EXT_FN auto value(const In& in) {
@@ -42,7 +47,8 @@ struct BiasAct {
 
 // act(z0) z1
 struct ActMul {
-  static constexpr int operands = 2, vectors = 2, parameters = 0;
+  static constexpr int operands = 2, matrices = 2, vectors = 2, parameters = 0;
+  using Only = void;
 
   template <class F, class In>
   static GELU_EXT_FN auto value(const In& in) {
@@ -59,10 +65,64 @@ struct ActMul {
   }
 };
 
+// g sigmoid(alpha g) (u + offset) with g = min(z0, limit) and u = clamp(z1, -limit, limit). A gradient is 0 where its
+// operand is beyond the limit.
+struct ClampedSwiglu {
+  static constexpr int operands = 2, matrices = 2, vectors = 2, parameters = 7;
+  using Only = Silu;
+
+  // The last is where exp(-alpha t) has vanished.
+  static std::array<double, parameters> numbers(double alpha, double limit, double offset, bool in_double) {
+    const double exponent = -alpha * kLog2E;
+    const double vanishing = in_double ? kVanishing<DoublePrecision> : kVanishing<SinglePrecision>;
+    return {limit, offset, alpha, rest_of(alpha), exponent, rest_of(exponent), -vanishing / exponent};
+  }
+
+  template <class F, class In>
+  static GELU_EXT_FN auto value(const In& in) {
+    const auto limit = in.parameter(Index<0>());
+    const auto activated = swish<F>(in).value(at_most(in.z(Index<0>()), limit));
+    return product(activated, between_limits(in.z(Index<1>()), limit) + in.parameter(Index<1>()));
+  }
+
+  template <class F, class In>
+  static GELU_EXT_FN auto gradients(const In& in) {
+    using T = typename F::T;
+    const auto limit = in.parameter(Index<0>());
+    const T z0 = in.z(Index<0>()), zero = 0.0f;
+    const auto activated = swish<F>(in).value_and_slope(at_most(z0, limit));
+    const T grad_out = in.grad_out(), by_linear = product(grad_out, activated.value), z1 = in.z(Index<1>());
+    const T linear = between_limits(z1, limit) + in.parameter(Index<1>());
+    // Chosen before the slope, which is finite at the limit, is multiplied: afterwards it would cost registers.
+    const T weight = where_at_most(z0, limit, grad_out * linear, zero);
+    return Terms<T, 2>{
+        {product(weight, activated.slope), where_at_most(z1, limit, where_at_most(-z1, limit, by_linear, zero), zero)}};
+  }
+
+ private:
+  static double rest_of(double x) { return x - static_cast<float>(x); }
+
+  template <class T, class S>
+  static GELU_EXT_FN T between_limits(T z, S limit) {
+    return at_most(at_least(z, -limit), limit);
+  }
+  template <class F, class In, class P = typename F::Precision>
+  static GELU_EXT_FN Gate<SigmoidGate<ScaledArgument<P>>, P> swish(const In& in) {
+    return {{{in.parameter(Index<2>()), in.parameter(Index<3>()), in.parameter(Index<4>()), in.parameter(Index<5>())}},
+            in.parameter(Index<6>())};
+  }
+};
+
+// The same of operands that are interleaved.
+struct InterleavedClampedSwiglu : ClampedSwiglu {
+  static constexpr int matrices = 1;
+};
+
 // The list. To add an operation: a struct above, its name here; then see CONTRIBUTING.md.
 template <class... Ops>
 struct OperationList {
-  static constexpr int operands[] = {Ops::operands...}, vectors[] = {Ops::vectors...};
+  static constexpr int operands[] = {Ops::operands...}, matrices[] = {Ops::matrices...}, vectors[] = {Ops::vectors...};
+  static constexpr int parameters[] = {Ops::parameters...};
   static constexpr int most_operands = std::max({Ops::operands...}), most_vectors = std::max({Ops::vectors...});
   static constexpr int most_parameters = std::max({1, Ops::parameters...});
 
@@ -73,6 +133,6 @@ struct OperationList {
     return index;
   }
 };
-using Operations = OperationList<BiasAct, ActMul>;
+using Operations = OperationList<BiasAct, ActMul, ClampedSwiglu, InterleavedClampedSwiglu>;
 
 }  // namespace gelu_ext

@@ -63,13 +63,14 @@ class Rows {
   int64_t rows_, cols_, row_stride_;
 };
 
-// Where something begins in the tensors of a call: at element `first` of each row of one of them, or nowhere.
+// Where something lies in the tensors of a call: from element `first` of each row of one of them on, or nowhere.
 struct Place {
   int tensor = -1;
   int64_t first = 0;
+  int step = 1;  // of a vector, from column to column
 };
 
-// How a call's arguments hold the operands of an operation and its vectors, `cols` elements wide each.
+// How a call's arguments hold the matrices of an operation and its vectors, `cols` columns wide each.
 struct Layout {
   int operation;
   int64_t cols;
@@ -90,6 +91,16 @@ Layout halves(const Tensor& x, bool first_is_activated) {
 
 // activated, linear, activated_bias, linear_bias
 Layout pair(const Tensor& x) { return {Operations::index<ActMul>(), width_of(x), {{0, 0}, {1, 0}}, {{2, 0}, {3, 0}}}; }
+
+// packed x, packed bias
+Layout clamped(const Tensor& x, double alpha, double limit, double offset, bool interleaved) {
+  const int64_t width = x.size(-1) / 2;
+  Layout layout = {Operations::index<ClampedSwiglu>(), width, {{0, 0}, {0, width}}, {{1, 0}, {1, width}}};
+  if (interleaved) layout = {Operations::index<InterleavedClampedSwiglu>(), width, {{0, 0}}, {{1, 0, 2}, {1, 1, 2}}};
+  const auto numbers = ClampedSwiglu::numbers(alpha, limit, offset, x.scalar_type() == at::kDouble);
+  std::copy(numbers.begin(), numbers.end(), layout.parameter);
+  return layout;
+}
 
 std::vector<int64_t> half_sizes(const Tensor& x) {
   std::vector<int64_t> sizes = x.sizes().vec();
@@ -140,8 +151,10 @@ class Call {
     const auto matrix = [&](const Place& at) {
       return has(at) && needs[at.tensor] ? Rows(grads[at.tensor]).mutable_matrix(at.first) : Matrix();
     };
-    for (int i = 0; i < p.operands(); ++i) p.grad[i] = matrix(layout_.x[i]);
-    for (int j = 0; j < p.vectors(); ++j) p.grad_vector[j] = {matrix(layout_.vector[j]).data, p.vector[j].dtype};
+    for (int i = 0; i < p.matrices(); ++i) p.grad[i] = matrix(layout_.x[i]);
+    for (int j = 0; j < p.vectors(); ++j) {
+      p.grad_vector[j] = {matrix(layout_.vector[j]).data, p.vector[j].dtype, p.vector[j].step};
+    }
     run(op_, p, x_);
     return std::tuple_cat(grads);
   }
@@ -158,11 +171,11 @@ class Call {
     p.dtype = dtype_of(op_, "x", x_);
     p.rows = rows_[0]->rows(), p.cols = layout_.cols;
     std::copy(std::begin(layout_.parameter), std::end(layout_.parameter), p.parameter);
-    for (int i = 0; i < p.operands(); ++i) p.x[i] = rows_[layout_.x[i].tensor]->matrix(layout_.x[i].first);
+    for (int i = 0; i < p.matrices(); ++i) p.x[i] = rows_[layout_.x[i].tensor]->matrix(layout_.x[i].first);
     for (int j = 0; j < p.vectors(); ++j) {
-      const auto [tensor, first] = layout_.vector[j];
+      const auto [tensor, first, step] = layout_.vector[j];
       if (!has(layout_.vector[j])) continue;
-      p.vector[j] = {rows_[tensor]->matrix(first).data, dtype_of(op_, "a bias", *tensors_[tensor])};
+      p.vector[j] = {rows_[tensor]->matrix(first).data, dtype_of(op_, "a bias", *tensors_[tensor]), step};
     }
   }
 
@@ -197,8 +210,7 @@ void check_glu(const char* op, const Tensor& x, const OptionalTensor& bias, std:
   activates_first(op, activated);
   if (any_symbolic(&x, pointer(bias))) return;
   check_tensor(op, "x", x);
-  check_has_columns(op, "x", x);
-  TORCH_CHECK_VALUE(x.size(-1) % 2 == 0, op, ": expected x of even width (two halves), got width ", x.size(-1));
+  check_packed(op, x);
   check_bias(op, "bias", bias, "x", x);
 }
 
@@ -210,6 +222,18 @@ void check_act_mul(const char* op, const Tensor& activated, const Tensor& linear
   check_like(op, "linear", linear, "activated", activated);
   check_bias(op, "activated_bias", activated_bias, "activated", activated);
   check_bias(op, "linear_bias", linear_bias, "activated", activated);
+}
+
+void check_clamped_swiglu(const char* op, const Tensor& x, const OptionalTensor& bias, double alpha, double limit,
+                          double offset, std::string_view layout) {
+  check_positive(op, "alpha", alpha);
+  check_positive(op, "limit", limit);
+  check_finite(op, "offset", offset);
+  is_interleaved(op, layout);
+  if (any_symbolic(&x, pointer(bias))) return;
+  check_tensor(op, "x", x);
+  check_packed(op, x);
+  check_bias(op, "bias", bias, "x", x);
 }
 
 Tensor bias_act(const Tensor& x, const OptionalTensor& bias, std::string_view activation) {
@@ -256,6 +280,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul_backward(const Tensor& grad_o
   return Call<4>("act_mul", pair(activated), activation,
                  {&activated, &linear, pointer(activated_bias), pointer(linear_bias)})
       .backward(grad_out, needs);
+}
+
+Tensor clamped_swiglu(const Tensor& x, const OptionalTensor& bias, double alpha, double limit, double offset,
+                      std::string_view layout) {
+  check_clamped_swiglu("clamped_swiglu", x, bias, alpha, limit, offset, layout);
+  const Layout of = clamped(x, alpha, limit, offset, is_interleaved("clamped_swiglu", layout));
+  return Call<2>("clamped_swiglu", of, Silu::name, {&x, pointer(bias)}).forward(half_sizes(x));
+}
+
+std::tuple<Tensor, Tensor> clamped_swiglu_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
+                                                   double alpha, double limit, double offset, std::string_view layout,
+                                                   std::array<bool, 2> needs) {
+  check_clamped_swiglu("clamped_swiglu", x, bias, alpha, limit, offset, layout);
+  check_grad("clamped_swiglu", grad_out, half_sizes(x), x);
+  const Layout of = clamped(x, alpha, limit, offset, is_interleaved("clamped_swiglu", layout));
+  return Call<2>("clamped_swiglu", of, Silu::name, {&x, pointer(bias)}).backward(grad_out, needs);
 }
 
 }  // namespace gelu_ext

@@ -25,12 +25,21 @@ Tensor glu(const Tensor& x, const OptionalTensor& bias, std::string_view activat
 Tensor act_mul(const Tensor& activated, const Tensor& linear, const OptionalTensor& activated_bias,
                const OptionalTensor& linear_bias, std::string_view activation);
 
+// g sigmoid(alpha g) (u + offset) with g = min(gate, limit), u = clamp(up, -limit, limit), where the columns of x +
+// bias are gate and up in turn for layout == "interleaved", the halves gate, up for "first". x [..., 2H], bias [2H] ->
+// [..., H]
+Tensor clamped_swiglu(const Tensor& x, const OptionalTensor& bias, double alpha, double limit, double offset,
+                      std::string_view layout);
+
 // Gradients of the above, one for each tensor. One that is not needed is an empty tensor of one dimension.
 std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
                                              std::string_view activation, std::array<bool, 2> needs);
 std::tuple<Tensor, Tensor> glu_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
                                         std::string_view activation, std::string_view activated,
                                         std::array<bool, 2> needs);
+std::tuple<Tensor, Tensor> clamped_swiglu_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
+                                                   double alpha, double limit, double offset, std::string_view layout,
+                                                   std::array<bool, 2> needs);
 std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul_backward(const Tensor& grad_out, const Tensor& activated,
                                                             const Tensor& linear, const OptionalTensor& activated_bias,
                                                             const OptionalTensor& linear_bias,
@@ -44,5 +53,7 @@ void check_glu(const char* op, const Tensor& x, const OptionalTensor& bias, std:
                std::string_view activated);
 void check_act_mul(const char* op, const Tensor& activated, const Tensor& linear, const OptionalTensor& activated_bias,
                    const OptionalTensor& linear_bias, std::string_view activation);
+void check_clamped_swiglu(const char* op, const Tensor& x, const OptionalTensor& bias, double alpha, double limit,
+                          double offset, std::string_view layout);
 
 }  // namespace gelu_ext

@@ -214,6 +214,12 @@ GELU_EXT_FN T where_above(T x, T bound, T a, T b) {
   return x <= bound ? b : a;
 }
 
+// a where x <= bound or x is NaN, else b
+template <class T>
+GELU_EXT_FN T where_at_most(T x, T bound, T a, T b) {
+  return x > bound ? b : a;
+}
+
 // |y| with the sign of x
 GELU_EXT_FN float with_sign_of(float x, float y) { return __builtin_copysignf(y, x); }
 GELU_EXT_FN double with_sign_of(double x, double y) { return __builtin_copysign(y, x); }

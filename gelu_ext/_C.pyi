@@ -38,6 +38,22 @@ def act_mul_backward(
     activation: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]: ...
+def clamped_swiglu(
+    op: str, x: Tensor, bias: Tensor | None, alpha: float, limit: float, offset: float, layout: str
+) -> Tensor | None: ...
+def clamped_swiglu_forward(
+    x: Tensor, bias: Tensor | None, alpha: float, limit: float, offset: float, layout: str
+) -> Tensor: ...
+def clamped_swiglu_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    alpha: float,
+    limit: float,
+    offset: float,
+    layout: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]: ...
 def copy_of_vector(vector: Tensor | None) -> Tensor | None: ...  # Tensor.clone, sooner
 def activations() -> list[str]: ...
 def instruction_sets() -> str: ...

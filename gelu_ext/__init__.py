@@ -4,7 +4,18 @@ from . import _fake, _native, jit, memory
 from ._activations import activations
 from ._build import __version__
 from ._info import build_info
-from .functional import act_mul, bias_act, bias_gelu, decompositions, geglu, gelu_mul, glu, silu_mul, swiglu
+from .functional import (
+    act_mul,
+    bias_act,
+    bias_gelu,
+    clamped_swiglu,
+    decompositions,
+    geglu,
+    gelu_mul,
+    glu,
+    silu_mul,
+    swiglu,
+)
 from .hf import register_with_transformers
 from .linear import interleave_halves
 from .mlp import act_mul_mlp, geglu_mlp, gelu_mul_mlp, glu_mlp, mlp
@@ -30,6 +41,7 @@ __all__ = [
     "bias_act",
     "bias_gelu",
     "build_info",
+    "clamped_swiglu",
     "decompositions",
     "geglu",
     "geglu_mlp",

@@ -40,6 +40,14 @@ def act_mul(
     return (act(_biased(activated, activated_bias)) * _biased(linear, linear_bias)).to(activated.dtype)
 
 
+def clamped_swiglu(x: Tensor, bias: Tensor | None, alpha: float, limit: float, offset: float, layout: str) -> Tensor:
+    z = _biased(x, bias)
+    gate, linear = (z[..., ::2], z[..., 1::2]) if layout == "interleaved" else z.chunk(2, -1)
+    gate, linear = gate.clamp(max=limit), linear.clamp(-limit, limit)
+    swish = ACTIVATIONS["silu"].composite(alpha * gate) / alpha
+    return (swish * (linear + offset)).to(x.dtype)
+
+
 def vjp(
     function: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad_out: Tensor, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:

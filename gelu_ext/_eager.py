@@ -6,6 +6,7 @@ leave the package (ONNX, ``ExportedProgram.run_decompositions``).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ._activations import ACTIVATIONS
@@ -29,3 +30,10 @@ def act_mul(
     activated: Tensor, linear: Tensor, activated_bias: Tensor | None, linear_bias: Tensor | None, activation: str
 ) -> Tensor:
     return ACTIVATIONS[activation].eager(_plus(activated, activated_bias)) * _plus(linear, linear_bias)
+
+
+def clamped_swiglu(x: Tensor, bias: Tensor | None, alpha: float, limit: float, offset: float, layout: str) -> Tensor:
+    z = _plus(x, bias)
+    gate, linear = (z[..., ::2], z[..., 1::2]) if layout == "interleaved" else z.chunk(2, -1)
+    gate, linear = gate.clamp(max=limit), linear.clamp(-limit, limit)
+    return gate * torch.sigmoid(alpha * gate) * (linear + offset)

@@ -1,7 +1,8 @@
 """The operations, one row each: the table that everything of theirs in Python is made from.
 
 The autograd functions and the operators' registration (functional.py), shapes for fake tensors (_fake.py), rules for
-DTensor (_sharding.py) and the MLP's node (mlp.py). An operation takes its matrices, then its vectors, then names.
+DTensor (_sharding.py) and the MLP's node (mlp.py). An operation takes its matrices, then its vectors, then what is no
+tensor.
 To add one, see CONTRIBUTING.md.
 """
 
@@ -21,7 +22,7 @@ class Operation:
     name: str  # of the public function, the operator and the native function
     matrices: tuple[str, ...]
     vectors: tuple[str, ...]  # along the columns: the biases
-    names: tuple[str, ...]  # of the arguments that are no tensors: the activation first
+    names: tuple[str, ...]  # of the arguments that are no tensors: the activation first, where it takes any
     composite: Callable[..., Tensor]  # the same in torch's own differentiable operations
     eager: Callable[..., Tensor]  # and as a model spells it in torch
     halves: int = 1  # how many operands lie side by side in a matrix
@@ -83,4 +84,13 @@ ACT_MUL = Operation(
     mlp="act_mul_mlp",
     gelu_mlp="gelu_mul_mlp",
 )
-OPERATIONS: dict[str, Operation] = {op.name: op for op in (BIAS_ACT, GLU, ACT_MUL)}
+CLAMPED_SWIGLU = Operation(
+    "clamped_swiglu",
+    ("x",),
+    ("bias",),
+    ("alpha", "limit", "offset", "layout"),
+    _composite.clamped_swiglu,
+    _eager.clamped_swiglu,
+    halves=2,
+)
+OPERATIONS: dict[str, Operation] = {op.name: op for op in (BIAS_ACT, GLU, ACT_MUL, CLAMPED_SWIGLU)}

@@ -83,8 +83,8 @@ def _register() -> None:
             operator = getattr(torch.ops.gelu_ext, op.name + suffix).default
             register_sharding(operator)(rule)
             # DTensor remembers results by tensors and by the arguments from here on: what is needed matters.
-            first_name = next(i for i, arg in enumerate(operator._schema.arguments) if str(arg.type) == "str")
-            propagator.op_to_schema_info[operator] = RuntimeSchemaInfo(static_argnum=first_name)
+            first = next(i for i, arg in enumerate(operator._schema.arguments) if "Tensor" not in str(arg.type))
+            propagator.op_to_schema_info[operator] = RuntimeSchemaInfo(static_argnum=first)
 
 
 _register()

@@ -153,6 +153,7 @@ def _in_dtype_of_first(op: Operation, tensors: tuple[Tensor | None, ...]) -> lis
 _WRITTEN_OUT = {op.name: _written_out(op) for op in OPERATIONS.values()}
 CALLS = {name: all_steps for name, (all_steps, _) in _WRITTEN_OUT.items()}
 _bias_act, _glu, _act_mul = CALLS["bias_act"], CALLS["glu"], CALLS["act_mul"]
+_clamped_swiglu = CALLS["clamped_swiglu"]
 
 
 def bias_act(x: Tensor, bias: Tensor | None = None, *, activation: str) -> Tensor:
@@ -354,6 +355,45 @@ def silu_mul(activated: Tensor, linear: Tensor) -> Tensor:
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
     return _act_mul("silu_mul", activated, linear, None, None, "silu")
+
+
+def clamped_swiglu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    alpha: float = 1.702,
+    limit: float = 7.0,
+    offset: float = 1.0,
+    layout: str = "interleaved",
+) -> Tensor:
+    r"""SwiGLU between limits: ``g * sigmoid(alpha * g) * (u + offset)`` of the gate and linear part of ``x + bias``,
+
+    where ``g = gate.clamp(max=limit)`` and ``u = linear.clamp(-limit, limit)``, and ``layout`` says where they lie:
+
+    - ``"interleaved"``: in turn, ``gate, linear = z[..., ::2], z[..., 1::2]``, as in gpt-oss;
+    - ``"first"``: as halves, ``gate, linear = z.chunk(2, -1)``, as in MiniMax-M3.
+
+    DeepSeek-V4's experts clamp likewise, with ``alpha=1.0, offset=0.0``. Both layouts are read in place. The gradient
+    of what lies beyond a limit is zero. (OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", arXiv:2508.10925.)
+
+    Args:
+        x: ``[..., 2H]``, float64, float32, float16 or bfloat16, of any strides.
+        bias: ``[2H]`` or None, laid out as x, of x's dtype or float32, on x's device.
+        alpha: of the sigmoid, above 0.
+        limit: above 0.
+        offset: what is added to the linear part.
+        layout: ``"interleaved"`` or ``"first"``.
+
+    Returns:
+        A new contiguous tensor ``[..., H]`` of x's dtype.
+
+    Raises:
+        ValueError: ``alpha`` or ``limit`` not a finite number above 0, ``offset`` not finite, unknown ``layout``, an
+            odd width, or a bias whose shape is not ``[2H]``.
+        TypeError: not a tensor, a dtype other than the above, or not a number.
+        RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+    """
+    return _clamped_swiglu("clamped_swiglu", x, bias, alpha, limit, offset, layout)
 
 
 def elementwise(x: Tensor, activation: str) -> Tensor:

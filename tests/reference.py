@@ -283,8 +283,11 @@ class Call:
         return "-".join(filter(None, (self.op, self.activation, self.activated)))
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        extra = {"activated": self.activated} if self.activated else {}
-        return getattr(gelu_ext, self.op)(x, other, **self.named, **extra)
+        return getattr(gelu_ext, self.op)(x, other, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.named | ({"activated": self.activated} if self.activated else {})
 
     @property
     def named(self) -> dict[str, str]:
@@ -306,8 +309,7 @@ class Call:
     def arguments(self, x: Tensor, other: Tensor | None) -> tuple[Any, ...]:
         """Of that operator."""
         absent = (None,) * (len(OPERATIONS[self.operator].tensors) - 2)
-        names = (self.name, *filter(None, [self.activated]))
-        return x, other, *absent, *names
+        return x, other, *absent, self.name, *filter(None, [self.activated])
 
     def needs(self, x: bool, other: bool) -> list[bool]:
         """The last argument of the operator's backward."""
@@ -320,6 +322,10 @@ class Call:
     def width(self, width: int) -> int:
         """Of the input that gives an output of `width`."""
         return OPERATIONS[self.operator].halves * width
+
+    def columns(self, col: int, cols: int) -> list[int]:
+        """Of x, those that column `col` of a result of `cols` columns is computed from."""
+        return [col] if self.width(1) == 1 else [col, col + cols]
 
     def biases(self, dtype: torch.dtype) -> list[torch.dtype | None]:
         """Every kind of bias that the call takes: none, of x's dtype, float32."""
@@ -344,6 +350,14 @@ class Call:
         first, second = z.chunk(2, -1)
         return (first, second) if self.activated == "first" else (second, first)
 
+    def packed(self, activated: Tensor, linear: Tensor) -> Tensor:
+        """What lies in x as the two operands do."""
+        return torch.cat((activated, linear) if self.activated == "first" else (linear, activated), -1)
+
+    def derivatives(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of what is activated and what is linear by what they are computed from: 1, or 0 where it has been clamped."""
+        return torch.ones((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+
     def forward_bound(self, x: Tensor, other: Tensor | None) -> Bound:
         z, linear = self.operands(x, other)
         v = value(self.name, z)
@@ -358,25 +372,66 @@ class Call:
         z, linear = self.operands(x, other)
         g = grad_out.detach().cpu().double()
         s, v = slope(self.name, z), value(self.name, z)
-        weight = g if linear is None else g * linear
+        by_activated, by_linear = self.derivatives(x, other)
+        weight = g * by_activated if linear is None else g * linear * by_activated
         activated = Bound(weight * s, weight.abs() * slope_error(s, x.dtype))
         both = [activated]
         if linear is not None:
-            both.append(Bound(g * v, g.abs() * value_error(v, x.dtype)))
-        if self.activated == "second":
-            both.reverse()
+            both.append(Bound(g * by_linear * v, (g * by_linear).abs() * value_error(v, x.dtype)))
         rounded = [Bound(b.truth, b.tolerance + rounding(b.truth, x.dtype)) for b in both]
         if not self.has_bias:
             return rounded[0], rounded[1]
-        grad_x = Bound(*(torch.cat(parts, -1) if len(parts) > 1 else parts[0] for parts in zip(*rounded, strict=True)))
+        grad_x, exact = (
+            Bound(*(self.packed(*parts) if len(parts) > 1 else parts[0] for parts in zip(*bounds, strict=True)))
+            for bounds in (rounded, both)
+        )
         if other is None:
             return grad_x, None
-        exact = Bound(*(_rows(torch.cat(parts, -1)) for parts in zip(*both, strict=True)))
+        exact = Bound(*map(_rows, exact))
         total = exact.truth.sum(0)
         # the slopes' own errors, those of a sum in float32 (float64), and one rounding
         of_sum = exact.truth.abs().sum(0) * (1e-14 if x.dtype is torch.float64 else 1e-6)
         of_rounding = (0.501 if _is_half(other.dtype) else 1.5) * ulp(_finite(total, other.dtype), other.dtype)
         return grad_x, Bound(total, exact.tolerance.sum(0) + of_sum + of_rounding)
+
+
+class ClampedCall(Call):
+    """clamped_swiglu with the numbers of gpt-oss: ``activated`` is its layout."""
+
+    ALPHA, LIMIT, OFFSET = 1.702, 7.0, 1.0
+
+    def __init__(self, layout: str) -> None:
+        super().__init__("clamped_swiglu", "gelu_sigmoid", layout)  # whose sigmoid has the same alpha
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"alpha": self.ALPHA, "limit": self.LIMIT, "offset": self.OFFSET, "layout": self.activated}
+
+    def arguments(self, x: Tensor, other: Tensor | None) -> tuple[Any, ...]:
+        return x, other, *self.options.values()
+
+    def columns(self, col: int, cols: int) -> list[int]:
+        return [2 * col, 2 * col + 1] if self.activated == "interleaved" else super().columns(col, cols)
+
+    def _parts(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+        z = x.detach().cpu().to(wide)
+        z = z if other is None else z + other.detach().cpu().to(wide)
+        return (z[..., ::2], z[..., 1::2]) if self.activated == "interleaved" else z.chunk(2, -1)
+
+    def operands(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        gate, linear = self._parts(x, other)
+        linear = linear.clamp(-self.LIMIT, self.LIMIT) + self.OFFSET
+        return gate.clamp(max=self.LIMIT).double(), linear.double()
+
+    def packed(self, activated: Tensor, linear: Tensor) -> Tensor:
+        if self.activated == "first":
+            return super().packed(activated, linear)
+        return torch.stack((activated, linear), -1).flatten(-2)
+
+    def derivatives(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        gate, linear = self._parts(x, other)
+        return (~(gate > self.LIMIT)).double(), (~(linear.abs() > self.LIMIT)).double()
 
 
 def _calls(bias_act: str, glu: str, act_mul: str, activations: list[str]) -> list[Call]:
@@ -388,12 +443,14 @@ def _calls(bias_act: str, glu: str, act_mul: str, activations: list[str]) -> lis
 # Every activation once: GELU's forms by GELU's functions, SiLU by its own, the others by the functions of any.
 CALLS = _calls("bias_gelu", "geglu", "gelu_mul", FORMS) + _calls("bias_act", "swiglu", "silu_mul", ["silu"])
 CALLS += _calls("bias_act", "glu", "act_mul", [name for name in ACTIVATIONS if name not in (*GELUS.values(), "silu")])
+_CLAMPED = [ClampedCall("interleaved"), ClampedCall("first")]
+CALLS += _CLAMPED
 # For tests of a mechanism (a layout, a transform, a compiler, a checkpoint), which sees no more of an activation than
 # whether GELU's functions reach it, by default or by a form, or SiLU's, or those of any, and whether it vanishes below
 # zero. Tests of numbers take every activation.
 TELLING = ["gelu", "gelu_tanh", "silu", "sigmoid"]
-TELLING_CALLS = [call for call in CALLS if call.name in TELLING]
-EXACT_CALLS = [call for call in CALLS if call.activation == "none"]
+TELLING_CALLS = [call for call in CALLS if call.name in TELLING] + _CLAMPED
+EXACT_CALLS = [call for call in CALLS if call.activation == "none"] + _CLAMPED
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

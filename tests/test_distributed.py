@@ -14,7 +14,7 @@ import traceback
 import pytest
 import torch
 import torch.distributed as dist
-from reference import Call, randn
+from reference import Call, ClampedCall, randn
 from torch import Tensor, nn
 
 import gelu_ext
@@ -214,7 +214,7 @@ def check_tensor_parallel_packed_interleaved(mesh) -> None:
 
 def check_every_placement(mesh) -> None:
     calls = [Call("bias_gelu", "none"), Call("geglu", "tanh", "second"), Call("geglu", "none", "first")]
-    for call in [*calls, Call("gelu_mul", "sigmoid")]:
+    for call in [*calls, Call("gelu_mul", "sigmoid"), ClampedCall("interleaved")]:
         x = randn((4, 3, call.width(4)), F64)
         for other in [call.other(x, F64), None] if call.has_bias else [call.other(x, F64)]:
             for p in (Replicate(), Shard(0), Shard(1), Shard(2)):
@@ -234,7 +234,7 @@ def compare_with_plain(mesh, call: Call, x: Tensor, other: Tensor | None, p, q) 
     with torch.no_grad():
         assert_close(full(call(*sharded)), expected)
     if p == Shard(2):
-        assert out.placements == ((Replicate(),) if call.operator == "glu" else out.placements)
+        assert out.placements == ((Replicate(),) if call.width(1) == 2 else out.placements)
     grad_out = randn(expected.shape, F64, seed=2)
     sharded_grad_out = distribute_tensor(grad_out, mesh, out.placements)
     for wanted in ([0], [1], [0, 1]):  # in an order in which a result remembered too long would show

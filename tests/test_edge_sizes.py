@@ -63,8 +63,7 @@ def _sampled_rows(rows: int, stride: int) -> list[int]:
 
 def _check_large(call: Call, x: Tensor, linear: Tensor | None = None) -> None:
     """Sampled rows of a large problem have the bits of the same rows alone. `x` and `linear` have two dimensions."""
-    out_cols = x.shape[-1] // 2 if call.operator == "glu" else x.shape[-1]
-    grad_out = torch.empty((x.shape[0], out_cols), dtype=x.dtype, device=x.device).normal_()
+    grad_out = torch.empty((x.shape[0], x.shape[-1] // call.width(1)), dtype=x.dtype, device=x.device).normal_()
     x_leaf, linear_leaf = leaf(x), leaf(linear)
     out = call(x_leaf, linear_leaf)
     grads = torch.autograd.grad(out, [t for t in (x_leaf, linear_leaf) if t is not None], grad_out)
@@ -90,8 +89,7 @@ LARGE = {
 @every_exact_call
 def test_more_elements_than_an_int32_counts(call, source, cuda):
     shape, dtype = LARGE[source]
-    if call.operator == "glu":
-        shape = (shape[0], shape[1] // 2 * 2)
+    shape = (shape[0], shape[1] // 2 * 2)
     tensors = 5 if call.operator == "act_mul" else 4
     _needs_memory(tensors * math.prod(shape) * dtype.itemsize / 2**30 + 4)
     x = torch.empty(shape, dtype=dtype, device=cuda).normal_()
@@ -139,7 +137,7 @@ def test_rows_far_apart(call, dtype):
     for seed, view in enumerate(far.values()):
         view.copy_(randn((rows, cols), dtype, seed=seed))
     assert far["x"].stride(0) * (rows - 1) > 2**31
-    grad_out = far["grad"][:, : cols // 2] if call.operator == "glu" else far["grad"]
+    grad_out = far["grad"][:, : cols // call.width(1)]
     if call.operator == "act_mul":
         check(call, far["x"], far["linear"], grad_out)
     else:

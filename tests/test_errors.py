@@ -210,6 +210,35 @@ def of_gelu_mul() -> list[Bad]:
     return bad
 
 
+def of_clamped_swiglu() -> list[Bad]:
+    bad = []
+
+    def add(what, error, words, arguments=lambda: (t(4, 8), t(8)), **options):
+        bad.append(Bad("clamped_swiglu", what, arguments, error, f"clamped_swiglu: expected {words}", options))
+
+    for name in ("alpha", "limit"):
+        for number, got in ((0.0, "0"), (-1.5, "-1.5"), (float("nan"), "nan"), (float("inf"), "inf"), (0, "0")):
+            words = f"{name} to be a finite number above 0, got {got}"
+            add(f"{name} of {number!r}", ValueError, words, **{name: number})
+    for number, got in ((float("nan"), "nan"), (float("-inf"), "-inf")):
+        add(f"offset of {got}", ValueError, f"offset to be a finite number, got {got}", offset=number)
+    for name in ("alpha", "limit", "offset"):
+        for number, kind in ((None, "NoneType"), ("7", "str"), ([7.0], "list")):
+            add(f"{name} of {number!r}", TypeError, f"{name} to be a number, got {kind}", **{name: number})
+    for layout in ("second", "Interleaved", ""):
+        words = f"layout to be 'interleaved' or 'first', got '{layout}'"
+        add(f"layout {layout!r}", ValueError, words, layout=layout)
+    add("layout None", TypeError, "layout to be a string, got NoneType", layout=None)
+    add("odd width", ValueError, "x of even width (two halves), got width 7", lambda: (t(4, 7),))
+    add("a scalar", ValueError, "x of at least 1 dimension, got a scalar", lambda: (t(),))
+    add("bias of one half", ValueError, "bias of shape [8], got [4]", lambda: (t(4, 8), t(4)))
+    add("int64 as x", TypeError, f"x of dtype {FLOATS}, got int64", lambda: (t(4, 8, dtype=torch.int64),))
+    words = "bias of the dtype of x, bfloat16, or float32, got float16"
+    add("other bias", TypeError, words, lambda: (t(4, 8, dtype=torch.bfloat16), t(8, dtype=torch.float16)))
+    add("list as x", TypeError, "x to be a Tensor, got list", lambda: ([1.0, 2.0],))
+    return bad
+
+
 def of_silus_functions() -> list[Bad]:
     """They say what geglu and gelu_mul say, under their own names."""
     of_both = [bad for bad in (*of_every_op(), *of_geglu(), *of_gelu_mul()) if "approximate" not in (bad.options or {})]
@@ -218,7 +247,7 @@ def of_silus_functions() -> list[Bad]:
     return [replace(bad, op=names[bad.op], words=bad.words.replace(bad.op, names[bad.op])) for bad in silus[::5]]
 
 
-ALL_BAD = [*of_every_op(), *of_a_bias(), *of_geglu(), *of_gelu_mul(), *of_silus_functions()]
+ALL_BAD = [*of_every_op(), *of_a_bias(), *of_geglu(), *of_gelu_mul(), *of_clamped_swiglu(), *of_silus_functions()]
 
 
 class Recorder(TorchDispatchMode):

@@ -104,7 +104,7 @@ def test_an_element_does_not_depend_on_its_neighbours(call, dtype, instruction_s
     assert same_bits(out[clean_rows], clean[0][clean_rows])
     assert same_bits(grad_x[clean_rows], clean[1][clean_rows])
     column = x.clone()
-    column[:, 5] = torch.nan
+    column[:, call.columns(5, 45)[0]] = torch.nan
     out = call(column, other)
     kept = [c for c in range(45) if c != 5]
     assert same_bits(out[:, kept], clean[0][:, kept]) and out[:, 5].isnan().all()

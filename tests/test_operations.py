@@ -84,7 +84,7 @@ def test_act_mul_with_biases_can_be_differentiated_in_every_way(activation):
     )
 
 
-@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("op", [name for name, op in OPERATIONS.items() if "activation" in op.names])
 def test_an_unknown_activation_is_refused_with_the_list(op):
     x = randn((3, 4), torch.float32)
     call = getattr(gelu_ext, op)

@@ -96,7 +96,8 @@ def test_an_activation(tmp_path):
 OPERATION = """
 // act(z0) (z1 + factor z2) scale, with a scale along the columns: for a test
 struct Toy {
-  static constexpr int operands = 3, vectors = 4, parameters = 1;
+  static constexpr int operands = 3, matrices = 3, vectors = 4, parameters = 1;
+  using Only = void;
 
   template <class F, class In>
   static GELU_EXT_FN auto value(const In& in) {

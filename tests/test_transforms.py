@@ -49,6 +49,9 @@ def plain(call: Call, x: Tensor, other: Tensor | None) -> Tensor:
     z = x if other is None else x + other
     if call.operator == "bias_act":
         return gelu(z)
+    if call.operator == "clamped_swiglu":
+        gate, linear = (z[..., ::2], z[..., 1::2]) if call.activated == "interleaved" else z.chunk(2, -1)
+        return gelu(gate.clamp(max=call.LIMIT)) * (linear.clamp(-call.LIMIT, call.LIMIT) + call.OFFSET)
     a, b = z.chunk(2, -1)
     return gelu(a) * b if call.activated == "first" else a * gelu(b)
 

@@ -18,10 +18,11 @@ struct InstructionSet {
   bool (*available)();
   void (*forward)(const Forward&, const void* const vectors[], const Tile&);
   void (*backward)(const Backward&, const void* const vectors[], void* const sums[], const Tile&);
-  // dst[i] = src[i] in the arithmetic type of `arithmetic`
-  void (*widen)(DType arithmetic, DType from, const void* src, void* dst, int64_t n);
-  // dst[i] = rows[0][i] + rows[1][i] + ..., added in this order as doubles, rounded once to `to`
-  void (*add_rows)(DType arithmetic, const void* rows, int64_t count, int64_t stride, DType to, void* dst, int64_t n);
+  // dst[i] = vector[i] in the arithmetic type of `arithmetic`
+  void (*widen)(DType arithmetic, const ConstVector& vector, void* dst, int64_t n);
+  // dst[i] = rows[0][i] + rows[1][i] + ..., from column `first` on, added in this order as doubles, rounded once
+  void (*add_rows)(DType arithmetic, const void* rows, int64_t count, int64_t cols, const Vector& dst, int64_t first,
+                   int64_t n);
 };
 
 // Defined by the file of each instruction set; null where the compiler cannot make it.

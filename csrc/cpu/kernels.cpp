@@ -161,9 +161,9 @@ class WideVectors {
     for (int j = 0; j < p.vectors(); ++j) {
       const ConstVector& vector = p.vector[j];
       data_[j] = vector.data;
-      if (vector.data == nullptr || (vector.dtype == arithmetic && repeat == 1)) continue;
+      if (vector.data == nullptr || (vector.dtype == arithmetic && vector.step == 1 && repeat == 1)) continue;
       char* copy = copies_[j].allocate(repeat * bytes);
-      chosen_set().widen(arithmetic, vector.dtype, vector.data, copy, p.cols);
+      chosen_set().widen(arithmetic, vector, copy, p.cols);
       for (int64_t i = 1; i < repeat; ++i) std::memcpy(copy + i * bytes, copy, bytes);
       data_[j] = copy;
     }
@@ -204,8 +204,7 @@ class ColumnSums {
       const Vector& total = p_.grad_vector[j];
       if (total.data == nullptr) continue;
       ::at::parallel_for(0, p_.cols, std::max<int64_t>(64, kGrain / rows_), [&](int64_t begin, int64_t end) {
-        chosen_set().add_rows(arithmetic_, partial_[j].data() + begin * size_of(arithmetic_), rows_, p_.cols,
-                              total.dtype, static_cast<char*>(total.data) + begin * size_of(total.dtype), end - begin);
+        chosen_set().add_rows(arithmetic_, partial_[j].data(), rows_, p_.cols, total, begin, end - begin);
       });
     }
   }

@@ -133,6 +133,17 @@ GELU_EXT_FN Floats where_above(Floats x, float bound, Floats a, Floats b) {
 #endif
 }
 
+// a where x <= bound or x is NaN, else b
+GELU_EXT_FN Floats where_at_most(Floats x, float bound, Floats a, Floats b) {
+#if defined(GELU_EXT_HAS_AVX512)
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, broadcast(bound), _CMP_NGT_UQ), b, a);
+#elif defined(GELU_EXT_HAS_AVX2)
+  return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, broadcast(bound), _CMP_NGT_UQ));
+#else
+  return x > bound ? b : a;
+#endif
+}
+
 GELU_EXT_FN Floats with_sign_of(Floats x, Floats y) {
   return from_bits((to_bits(y) & 0x7fffffffu) | (to_bits(x) & 0x80000000u));
 }
@@ -252,6 +263,9 @@ struct Pack<N, std::integer_sequence<int, I...>> {
   friend GELU_EXT_FN Pack at_most(Pack x, float high) { return {at_most(x.part[I], high)...}; }
   friend GELU_EXT_FN Pack where_above(Pack x, float bound, Pack a, Pack b) {
     return {where_above(x.part[I], bound, a.part[I], b.part[I])...};
+  }
+  friend GELU_EXT_FN Pack where_at_most(Pack x, float bound, Pack a, Pack b) {
+    return {where_at_most(x.part[I], bound, a.part[I], b.part[I])...};
   }
   friend GELU_EXT_FN Pack with_sign_of(Pack x, Pack y) { return {with_sign_of(x.part[I], y.part[I])...}; }
   friend GELU_EXT_FN Pack rough_reciprocal(Pack x) { return {rough_reciprocal(x.part[I])...}; }

@@ -38,18 +38,23 @@ GELU_EXT_FN void for_each_pack(const Tile& tile, F&& f) {
 }
 
 // The pack at (row, col), and what will be wanted in a while fetched into the cache: these loops are so light that the
-// processor's own prefetching falls behind where the data comes from memory, above all with two rows to read.
-template <class T, class S, class N>
+// processor's own prefetching falls behind where the data comes from memory, above all with two rows to read. Of a
+// matrix of `Step` elements to a column, the `Which`-th of each.
+template <class T, class S, int Step = 1, int Which = 0, class N>
 GELU_EXT_FN T stream(const ConstMatrix& m, const Tile& tile, int64_t row, int64_t col, N n) {
-  constexpr int kAhead = 2048, kLine = 64;  // bytes
-  const S* src = at<S>(m, row, col);
+  constexpr int kAhead = 2048, kLine = 64, kBytes = Step * static_cast<int>(sizeof(S));
+  const S* src = at<S>(m, row, col * Step);
   // at the end of the row the beginning of the next
-  const bool in_row = col + kAhead / static_cast<int>(sizeof(S)) < tile.col_end;
-  const int64_t jump = in_row ? 0 : m.row_stride - (tile.col_end - tile.col_begin);
-  for (int i = 0; i < static_cast<int>(n * sizeof(S)); i += kLine) {
+  const bool in_row = col + kAhead / kBytes < tile.col_end;
+  const int64_t jump = in_row ? 0 : m.row_stride - (tile.col_end - tile.col_begin) * Step;
+  for (int i = 0; i < n * kBytes; i += kLine) {
     __builtin_prefetch(reinterpret_cast<const char*>(src + jump) + kAhead + i);
   }
-  return load<T>(src, n);
+  if constexpr (Step == 1) {
+    return load<T>(src, n);
+  } else {
+    return load_every_second<T, Which>(src, n);
+  }
 }
 
 // A vector's numbers for a pack: -0 where there is no bias, since x + -0 is x for every x, -0 too.
@@ -67,9 +72,10 @@ GELU_EXT_FN void add_to(void* sum, int64_t col, const typename P::type& terms, N
 }
 
 // What an operation sees of a problem: one pack, at (row, col).
-template <class AnyProblem, class P, class S, class N>
+template <class Op, class AnyProblem, class P, class S, class N>
 struct PackOf {
   using T = typename P::type;
+  static constexpr int kStep = Op::operands / Op::matrices;
 
   const AnyProblem& p;
   const void* const* vectors;
@@ -79,15 +85,15 @@ struct PackOf {
 
   template <int I>
   GELU_EXT_FN T z(Index<I>) const {
-    return stream<T, S>(p.x[I], tile, row, col, n) + vector(Index<I>());
+    return stream<T, S, kStep, I % kStep>(p.x[I / kStep], tile, row, col, n) + vector(Index<I>());
   }
   template <int J>
   GELU_EXT_FN T vector(Index<J>) const {
     return vector_at<P>(vectors[J], col, n);
   }
   template <int K>
-  GELU_EXT_FN T parameter(Index<K>) const {
-    return T(static_cast<typename P::scalar>(p.parameter[K]));
+  GELU_EXT_FN typename P::scalar parameter(Index<K>) const {
+    return static_cast<typename P::scalar>(p.parameter[K]);
   }
   GELU_EXT_FN T grad_out() const { return stream<T, S>(p.grad_out, tile, row, col, n); }
 };
@@ -107,7 +113,7 @@ void forward_tile(const Forward& p, const void* const vectors[], const Tile& til
   using S = typename StorageOf<D>::type;
   for_each_pack<Act, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
-    const PackOf<Forward, P, S, decltype(n)> in{p, vectors, tile, row, col, n};
+    const PackOf<Op, Forward, P, S, decltype(n)> in{p, vectors, tile, row, col, n};
     store(at<S>(p.out, row, col), Op::template value<Activation<Act, P>>(in), n);
   });
 }
@@ -117,13 +123,18 @@ void backward_tile(const Backward& p, const void* const vectors[], void* const s
   using S = typename StorageOf<D>::type;
   for_each_pack<Act, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
-    const PackOf<Backward, P, S, decltype(n)> in{p, vectors, tile, row, col, n};
+    const PackOf<Op, Backward, P, S, decltype(n)> in{p, vectors, tile, row, col, n};
     const auto grad = Op::template gradients<Activation<Act, P>>(in);
     for_each_index<Op::vectors>([&](auto j)
                                     __attribute__((always_inline)) { add_to<P>(sums[j], col, grad.term[j], n); });
-    for_each_index<Op::operands>([&](auto i) __attribute__((always_inline)) {
-      if (p.grad[i].data != nullptr) store(at<S>(p.grad[i], row, col), grad.term[i], n);
-    });
+    if constexpr (Op::matrices == Op::operands) {
+      for_each_index<Op::operands>([&](auto i) __attribute__((always_inline)) {
+        if (p.grad[i].data != nullptr) store(at<S>(p.grad[i], row, col), grad.term[i], n);
+      });
+    } else {
+      static_assert(Op::matrices == 1 && Op::operands == 2);
+      if (p.grad[0].data != nullptr) store_in_turn(at<S>(p.grad[0], row, 2 * col), grad.term[0], grad.term[1], n);
+    }
   });
 }
 
@@ -138,40 +149,40 @@ inline void backward(const Backward& p, const void* const vectors[], void* const
   });
 }
 
-inline void widen_vector(DType arithmetic, DType from, const void* src, void* dst, int64_t n) {
-  with_dtype(from, [&](auto dtype) {
-    const auto* typed = static_cast<const typename StorageOf<dtype()>::type*>(src);
+inline void widen_vector(DType arithmetic, const ConstVector& vector, void* dst, int64_t n) {
+  with_dtype(vector.dtype, [&](auto dtype) {
+    const auto* typed = static_cast<const typename StorageOf<dtype()>::type*>(vector.data);
     if (arithmetic == DType::float64) {
-      for (int64_t i = 0; i < n; ++i) static_cast<double*>(dst)[i] = widen_one(typed[i]);
+      for (int64_t i = 0; i < n; ++i) static_cast<double*>(dst)[i] = widen_one(typed[i * vector.step]);
     } else if constexpr (dtype() != DType::float64) {
-      for (int64_t i = 0; i < n; ++i) static_cast<float*>(dst)[i] = widen_one(typed[i]);
+      for (int64_t i = 0; i < n; ++i) static_cast<float*>(dst)[i] = widen_one(typed[i * vector.step]);
     }
   });
 }
 
 template <class T>
-void add_typed_rows(const T* rows, int64_t count, int64_t stride, DType to, void* dst, int64_t n) {
+void add_typed_rows(const T* rows, int64_t count, int64_t cols, const Vector& dst, int64_t first, int64_t n) {
   constexpr int64_t kWidth = 256;
   double sum[kWidth];
-  for (int64_t col = 0; col < n; col += kWidth) {
-    const int64_t width = n - col < kWidth ? n - col : kWidth;
+  for (int64_t col = first; col < first + n; col += kWidth) {
+    const int64_t width = first + n - col < kWidth ? first + n - col : kWidth;
     for (int64_t i = 0; i < width; ++i) sum[i] = static_cast<double>(rows[col + i]);
     for (int64_t row = 1; row < count; ++row) {
-      for (int64_t i = 0; i < width; ++i) sum[i] += static_cast<double>(rows[row * stride + col + i]);
+      for (int64_t i = 0; i < width; ++i) sum[i] += static_cast<double>(rows[row * cols + col + i]);
     }
-    with_dtype(to, [&](auto dtype) {
+    with_dtype(dst.dtype, [&](auto dtype) {
       using S = typename StorageOf<dtype()>::type;
-      for (int64_t i = 0; i < width; ++i) static_cast<S*>(dst)[col + i] = narrow_double(sum[i], S{});
+      for (int64_t i = 0; i < width; ++i) static_cast<S*>(dst.data)[(col + i) * dst.step] = narrow_double(sum[i], S{});
     });
   }
 }
 
-inline void add_rows(DType arithmetic, const void* rows, int64_t count, int64_t stride, DType to, void* dst,
+inline void add_rows(DType arithmetic, const void* rows, int64_t count, int64_t cols, const Vector& dst, int64_t first,
                      int64_t n) {
   if (arithmetic == DType::float64) {
-    add_typed_rows(static_cast<const double*>(rows), count, stride, to, dst, n);
+    add_typed_rows(static_cast<const double*>(rows), count, cols, dst, first, n);
   } else {
-    add_typed_rows(static_cast<const float*>(rows), count, stride, to, dst, n);
+    add_typed_rows(static_cast<const float*>(rows), count, cols, dst, first, n);
   }
 }
 

@@ -325,3 +325,99 @@ GELU_EXT_FN void store(S* dst, const T& x, int n) {
     buffer.write(dst, n);
   }
 }
+
+// --- two packs in turn: x[0] y[0] x[1] y[1] ... ------------------------------------------------------------------------
+
+// The x (Which = 0) or the y (1) of a register's number of pairs.
+template <int Which>
+GELU_EXT_FN Floats load_every_second(const float* src) {
+  const Floats a = load_register<Floats>(src), b = load_register<Floats>(src + kRegisterSize);
+#if defined(GELU_EXT_HAS_AVX512)
+  alignas(64) static constexpr uint32_t kFirst[16] = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  const __m512i places = _mm512_add_epi32(_mm512_load_si512(kFirst), _mm512_set1_epi32(Which));
+  return _mm512_permutex2var_ps(a, places, b);
+#elif defined(GELU_EXT_HAS_AVX2)
+  const __m256d halves = _mm256_castps_pd(_mm256_shuffle_ps(a, b, Which == 0 ? 0x88 : 0xdd));
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(halves, 0xd8));  // shuffles stay within 128 bits
+#else
+  return Floats{a[Which], a[2 + Which], b[Which], b[2 + Which]};
+#endif
+}
+template <int Which>
+GELU_EXT_FN Floats load_every_second(const BFloat16* src) {
+  const Bits pairs = load_register<Bits>(src);
+  return from_bits(Which == 0 ? pairs << 16 : pairs & 0xffff0000u);
+}
+template <int Which>
+GELU_EXT_FN Floats load_every_second(const Half* src) {
+  const Bits pairs = load_register<Bits>(src);
+  Half ordered[kRegisterSize];
+  store_register(ordered, narrowed(Which == 0 ? pairs & 0xffffu : pairs >> 16));
+  return load_floats(ordered);
+}
+
+GELU_EXT_FN void store_floats_in_turn(float* dst, Floats x, Floats y) {
+#if defined(GELU_EXT_HAS_AVX512)
+  alignas(64) static constexpr uint32_t kLow[16] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  store_register(dst, _mm512_permutex2var_ps(x, low, y));
+  store_register(dst + kRegisterSize, _mm512_permutex2var_ps(x, high, y));
+#elif defined(GELU_EXT_HAS_AVX2)
+  const __m256 low = _mm256_unpacklo_ps(x, y), high = _mm256_unpackhi_ps(x, y);  // of each 128 bits
+  store_register(dst, _mm256_permute2f128_ps(low, high, 0x20));
+  store_register(dst + kRegisterSize, _mm256_permute2f128_ps(low, high, 0x31));
+#else
+  store_register(dst, Floats{x[0], y[0], x[1], y[1]});
+  store_register(dst + kRegisterSize, Floats{x[2], y[2], x[3], y[3]});
+#endif
+}
+template <class S>
+GELU_EXT_FN void store_floats_in_turn(S* dst, Floats x, Floats y) {  // of 16 bits
+  S ordered[2][kRegisterSize];
+  store_floats(ordered[0], x);
+  store_floats(ordered[1], y);
+  store_register(dst, widened(load_register<Shorts>(ordered[0])) | widened(load_register<Shorts>(ordered[1])) << 16);
+}
+
+template <class T, int Which, class S>
+GELU_EXT_FN T load_every_second(const S* src, Whole<T>) {
+  if constexpr (std::is_same_v<T, double>) {
+    return src[Which];
+  } else {
+    return T::generate(
+        [&](int i) __attribute__((always_inline)) { return load_every_second<Which>(src + 2 * i * kRegisterSize); });
+  }
+}
+template <class T, int Which, class S>
+GELU_EXT_FN T load_every_second(const S* src, int n) {
+  if constexpr (std::is_same_v<T, double>) {
+    return src[Which];
+  } else {
+    Buffer<S, 2 * T::kSize> buffer;
+    buffer.read(src, 2 * n);
+    return load_every_second<T, Which>(buffer.elements, Whole<T>{});
+  }
+}
+
+template <class T, class S>
+GELU_EXT_FN void store_in_turn(S* dst, const T& x, const T& y, Whole<T>) {
+  if constexpr (std::is_same_v<T, double>) {
+    dst[0] = x;
+    dst[1] = y;
+  } else {
+    x.for_each([&](int i, Floats part) __attribute__((always_inline)) {
+      store_floats_in_turn(dst + 2 * i * kRegisterSize, part, y.part[i]);
+    });
+  }
+}
+template <class T, class S>
+GELU_EXT_FN void store_in_turn(S* dst, const T& x, const T& y, int n) {
+  if constexpr (std::is_same_v<T, double>) {
+    dst[0] = x;
+    dst[1] = y;
+  } else {
+    Buffer<S, 2 * T::kSize> buffer;
+    store_in_turn(buffer.elements, x, y, Whole<T>{});
+    buffer.write(dst, 2 * n);
+  }
+}

@@ -7,20 +7,22 @@ namespace gelu_ext::cuda {
 namespace {
 
 template <class Op, class Columns, Wanted kWanted>
-inline constexpr Tuning kTuning = Columns::tuned(backward_tuning(Op::operands, kWanted, Columns::dtype, kArchitecture));
+inline constexpr Tuning kTuning =
+    Columns::tuned(backward_tuning(Op::operands, Op::parameters, kWanted, Columns::dtype, kArchitecture));
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
-          class = std::make_integer_sequence<int, Op::vectors>>
+          class = std::make_integer_sequence<int, Op::matrices>, class = std::make_integer_sequence<int, Op::vectors>>
 struct Arguments;
-template <class Op, int... I, int... J>
-struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int, J...>> {
+template <class Op, int... I, int... M, int... J>
+struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int, M...>,
+                 std::integer_sequence<int, J...>> {
   Passes passes;
   int64_t cols;
-  Input grad_out[1], x[Op::operands];
+  Input grad_out[1], x[Op::matrices];
   ConstVector vector[Op::vectors];
   Parameters<Op> parameters;
-  Output grad[Op::operands];
+  Output grad[Op::matrices];
   Vector grad_vector[Op::vectors];
   void* partials[Op::vectors];
   int piece;  // elements of a row that are accessed together
@@ -29,10 +31,10 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
       : passes(p.rows, shape),
         cols(p.cols),
         grad_out{Input(p.grad_out, p.dtype, shape)},
-        x{Input(p.x[I], p.dtype, shape)...},
+        x{Input(p.x[M], p.dtype, shape)...},
         vector{p.vector[J]...},
         parameters(p),
-        grad{Output(p.grad[I], p.dtype, shape)...},
+        grad{Output(p.grad[M], p.dtype, shape)...},
         grad_vector{p.grad_vector[J]...},
         partials{static_cast<char*>(workspace) + partials_bytes(J, shape, p.cols, p.dtype)...},
         piece(piece_bytes(p, passes, grad_out, x, grad) / static_cast<int>(size_of(p.dtype))) {}
@@ -48,9 +50,10 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
     if (columns.any) {
       Values vectors[Op::vectors];
       const auto prepare = [&] { ((vectors[J] = load_vector(columns, vector[J])), ...); };
-      const OutputRows<Columns> results[] = {OutputRows<Columns>(columns, grad[I])...};
+      const OutputRows<Columns, AccessOf<Op, 0>> results[] = {{columns, grad[kMatrixOf<Op, I>]}...};
       const auto process = [&](int pass, const Values& grads, const OfEach<Values, I>&... rows) {
-        const Values values[] = {rows...};
+        Values values[] = {rows...};
+        take_pairs_apart<Op>(values);
         Values result[Op::operands];
 #pragma unroll
         for (int k = 0; k < Columns::count; ++k) {
@@ -59,10 +62,14 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
           ((result[I][k] = terms.term[I]), ...);
           if constexpr (kSums) ((sums[J][k] += terms.term[J]), ...);
         }
-        ((kWanted != Wanted::some || results[I].wanted() ? results[I].store(pass, result[I]) : void()), ...);
+        put_pairs_together<Op>(result);
+        ((kWanted != Wanted::some || results[I].wanted() ? results[I].template store<AccessOf<Op, I>>(pass, result[I])
+                                                         : void()),
+         ...);
       };
       walk_rows<Columns, kTuning<Op, Columns, kWanted>.unroll>(
-          passes, prepare, process, InputRows<Columns>(columns, grad_out[0]), InputRows<Columns>(columns, x[I])...);
+          passes, prepare, process, InputRows<Columns>(columns, grad_out[0]),
+          InputRows<Columns, AccessOf<Op, I>>(columns, x[kMatrixOf<Op, I>])...);
     }
     if constexpr (kSums) {
       let_next_kernel_start();
@@ -86,7 +93,7 @@ bool sums_wanted(const Backward& p) {
 
 Wanted wanted_of(const Backward& p) {
   const auto wanted = [](const Matrix& m) { return m.data != nullptr; };
-  if (!std::all_of(p.grad, p.grad + p.operands(), wanted)) return Wanted::some;
+  if (!std::all_of(p.grad, p.grad + p.matrices(), wanted)) return Wanted::some;
   return sums_wanted(p) ? Wanted::matrices_and_sums : Wanted::matrices;
 }
 
@@ -101,7 +108,7 @@ void with_wanted(Wanted wanted, F&& f) {
 }
 
 LaunchShape shape_of(const Backward& p, const Device& device) {
-  const Tuning tuning = backward_tuning(p.operands(), wanted_of(p), p.dtype, device.architecture);
+  const Tuning tuning = backward_tuning(p.operands(), p.parameters(), wanted_of(p), p.dtype, device.architecture);
   return launch_shape(p, tuning, sums_wanted(p), device);
 }
 
@@ -110,7 +117,7 @@ int launch(const Backward& p, void* workspace, const Device& device, void* strea
   with_types(p, [&](auto op, auto act, auto dtype) {
     using Op = decltype(op);
     const Arguments<Op> arguments(p, shape, workspace);
-    with_columns<decltype(dtype)::value>(arguments.piece, [&](auto columns) {
+    with_columns<Op, decltype(dtype)::value>(arguments.piece, [&](auto columns) {
       using Columns = typename decltype(columns)::type;
       with_wanted<Columns>(wanted_of(p), [&](auto which) {
         constexpr Wanted kWanted = decltype(which)::value;

@@ -9,12 +9,13 @@ namespace gelu_ext::cuda {
 
 template <class opmath_t>
 GELU_EXT_DEVICE void store_sum(const Vector& total, int64_t column, opmath_t sum) {
+  const int64_t at = column * total.step;
   switch (total.dtype) {
-    case DType::float64: static_cast<double*>(total.data)[column] = sum; return;
-    case DType::float32: static_cast<float*>(total.data)[column] = static_cast<float>(sum); return;
-    case DType::float16: static_cast<__half*>(total.data)[column] = __float2half_rn(static_cast<float>(sum)); return;
+    case DType::float64: static_cast<double*>(total.data)[at] = sum; return;
+    case DType::float32: static_cast<float*>(total.data)[at] = static_cast<float>(sum); return;
+    case DType::float16: static_cast<__half*>(total.data)[at] = __float2half_rn(static_cast<float>(sum)); return;
     case DType::bfloat16:
-      static_cast<__nv_bfloat16*>(total.data)[column] = __float2bfloat16_rn(static_cast<float>(sum));
+      static_cast<__nv_bfloat16*>(total.data)[at] = __float2bfloat16_rn(static_cast<float>(sum));
       return;
   }
 }

@@ -10,13 +10,14 @@ inline constexpr Tuning kTuning = Columns::tuned(forward_tuning(Op::operands, Co
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
-          class = std::make_integer_sequence<int, Op::vectors>>
+          class = std::make_integer_sequence<int, Op::matrices>, class = std::make_integer_sequence<int, Op::vectors>>
 struct Arguments;
-template <class Op, int... I, int... J>
-struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int, J...>> {
+template <class Op, int... I, int... M, int... J>
+struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int, M...>,
+                 std::integer_sequence<int, J...>> {
   Passes passes;
   int64_t cols;
-  Input x[Op::operands];
+  Input x[Op::matrices];
   ConstVector vector[Op::vectors];
   Parameters<Op> parameters;
   Output out[1];
@@ -25,11 +26,11 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
   Arguments(const Forward& p, const LaunchShape& shape)
       : passes(p.rows, shape),
         cols(p.cols),
-        x{Input(p.x[I], p.dtype, shape)...},
+        x{Input(p.x[M], p.dtype, shape)...},
         vector{p.vector[J]...},
         parameters(p),
         out{Output(p.out, p.dtype, shape)},
-        piece(piece_bytes(p, passes, x, out) / static_cast<int>(size_of(p.dtype))) {}
+        piece(piece_bytes(p, passes, out, x) / static_cast<int>(size_of(p.dtype))) {}
 
   template <class Act, class Columns>
   GELU_EXT_DEVICE void run() const {
@@ -43,7 +44,8 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
     const auto prepare = [&] { ((vectors[J] = load_vector(columns, vector[J])), ...); };
     const OutputRows<Columns> results(columns, out[0]);
     const auto process = [&](int pass, const OfEach<Values, I>&... rows) {
-      const Values values[] = {rows...};
+      Values values[] = {rows...};
+      take_pairs_apart<Op>(values);
       Values result;
 #pragma unroll
       for (int k = 0; k < Columns::count; k += kTogether<T>) {
@@ -51,7 +53,8 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
       }
       results.store(pass, result);
     };
-    walk_rows<Columns, kTuning<Op, Columns>.unroll>(passes, prepare, process, InputRows<Columns>(columns, x[I])...);
+    walk_rows<Columns, kTuning<Op, Columns>.unroll>(
+        passes, prepare, process, InputRows<Columns, AccessOf<Op, I>>(columns, x[kMatrixOf<Op, I>])...);
   }
 };
 
@@ -65,7 +68,7 @@ int launch(const Forward& p, const Device& device, void* stream) {
   with_types(p, [&](auto op, auto act, auto dtype) {
     using Op = decltype(op);
     const Arguments<Op> arguments(p, shape);
-    with_columns<decltype(dtype)::value>(arguments.piece, [&](auto columns) {
+    with_columns<Op, decltype(dtype)::value>(arguments.piece, [&](auto columns) {
       GELU_EXT_LAUNCH((forward_kernel<Op, decltype(act), typename decltype(columns)::type>), shape.grid(),
                       shape.block(), stream, arguments);
     });

@@ -102,19 +102,23 @@ struct Rows {
 using Input = Rows<const char>;
 using Output = Rows<char>;
 
-// The bytes, a power of two, by which every row of every matrix can be accessed: kVectorBytes, or those of a piece.
-template <class... Matrices>
-int piece_bytes(const Problem& p, const Passes& passes, const Matrices&... matrices) {
+// The bytes of a row, a power of two, that can be accessed together in every matrix: kVectorBytes, or those of a piece.
+// Operands that are interleaved have twice as many there, so that they are accessed in pieces; less than one element
+// means that not even a pair of theirs can be. `one` and `all` are arrays of Rows: of matrices of one element to a
+// column, and of matrices of as many as the problem says.
+template <class One, class... All>
+int piece_bytes(const Problem& p, const Passes& passes, const One& one, const All&... all) {
   constexpr int kMostOfPiece = kVectorBytes / 2;
   uintptr_t bits = kVectorBytes | static_cast<uintptr_t>(p.cols * size_of(p.dtype));
-  bool vectors = p.dtype != DType::float64 && passes.full < INT32_MAX / kVectorBytes;
-  const auto look_at = [&](const auto& those) {
+  bool vectors = p.dtype != DType::float64 && passes.full < INT32_MAX / kVectorBytes && p.step() == 1;
+  const auto look_at = [&](const auto& those, int step) {
     for (const auto& matrix : those) {
-      bits |= matrix.bits(p.rows);
+      bits |= matrix.bits(p.rows) / step;
       vectors = vectors && matrix.vectors_can_step(passes);
     }
   };
-  (look_at(matrices), ...);
+  look_at(one, 1);
+  (look_at(all, p.step()), ...);
   const int lowest = static_cast<int>(bits & (~bits + 1));
   return lowest == kVectorBytes && !vectors ? kMostOfPiece : lowest;
 }

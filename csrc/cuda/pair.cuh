@@ -45,6 +45,12 @@ struct Pair {
   friend GELU_EXT_FN Pair max0(Pair x) {
     return each(x, [](float x) { return gelu_ext::max0(x); });
   }
+  friend GELU_EXT_FN Pair at_least(Pair x, float low) {
+    return each(x, [=](float x) { return gelu_ext::at_least(x, low); });
+  }
+  friend GELU_EXT_FN Pair at_most(Pair x, float high) {
+    return each(x, [=](float x) { return gelu_ext::at_most(x, high); });
+  }
   friend GELU_EXT_FN Pair clamped_magnitude(Pair x, float limit) {
     return each(x, [=](float x) { return gelu_ext::clamped_magnitude(x, limit); });
   }

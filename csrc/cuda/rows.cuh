@@ -12,12 +12,13 @@ namespace gelu_ext::cuda {
 GELU_EXT_DEVICE int first_row() { return static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y); }
 
 // This thread's elements of a matrix.
-template <class Columns, class Data>
+template <class Columns, class Data, class Access>
 class ThreadRows {
  public:
   GELU_EXT_DEVICE ThreadRows(const Columns& columns, const Rows<Data>& rows)
       : columns_(columns), rows_(rows), first_(rows.data) {
-    if (wanted()) first_ += first_row() * rows.row_stride + columns.first * static_cast<int64_t>(sizeof(scalar_t));
+    constexpr auto kColumnBytes = static_cast<int64_t>(Access::step * sizeof(scalar_t));
+    if (wanted()) first_ += first_row() * rows.row_stride + columns.first * kColumnBytes;
   }
 
   GELU_EXT_DEVICE bool wanted() const { return rows_.data != nullptr; }
@@ -26,12 +27,13 @@ class ThreadRows {
   GELU_EXT_DEVICE void load(int pass, typename Columns::Loaded (&loaded)[n]) const {
 #pragma unroll
     for (int u = 0; u < n; ++u) {
-      loaded[u] = columns_.load(reinterpret_cast<const scalar_t*>(first_ + Columns::offset(pass + u, rows_)));
+      loaded[u] = Access::load(columns_, reinterpret_cast<const scalar_t*>(first_ + Columns::offset(pass + u, rows_)));
     }
   }
 
+  template <class As = Access>
   GELU_EXT_DEVICE void store(int pass, const typename Columns::Values& values) const {
-    columns_.store(reinterpret_cast<scalar_t*>(first_ + Columns::offset(pass, rows_)), values);
+    As::store(columns_, reinterpret_cast<scalar_t*>(first_ + Columns::offset(pass, rows_)), values);
   }
 
  private:
@@ -40,10 +42,10 @@ class ThreadRows {
   const Rows<Data>& rows_;
   Data* first_;
 };
-template <class Columns>
-using InputRows = ThreadRows<Columns, const char>;
-template <class Columns>
-using OutputRows = ThreadRows<Columns, char>;
+template <class Columns, class Access = Alone>
+using InputRows = ThreadRows<Columns, const char, Access>;
+template <class Columns, class Access = Alone>
+using OutputRows = ThreadRows<Columns, char, Access>;
 
 // From `pass` on, as long as there are kRows rows together: loads them of all inputs, then calls
 // process(pass, elements of the first input, elements of the second, ...) row by row. The next rows are loaded where
@@ -84,11 +86,11 @@ GELU_EXT_DEVICE typename Columns::Values load_vector(const Columns& columns, con
 #pragma unroll
   for (int k = 0; k < Columns::count; ++k) values[k] = -0.0f;
   if (vector.data == nullptr) return values;
-  if (vector.dtype == Columns::dtype && columns.fits(vector.data)) {
+  if (vector.step == 1 && vector.dtype == Columns::dtype && columns.fits(vector.data)) {
     return columns.values(columns.load(static_cast<const scalar_t*>(vector.data) + columns.first));
   }
   if constexpr (std::is_same_v<Columns, VectorColumns<Columns::dtype>> && Columns::count % 4 == 0) {
-    if (vector.dtype == DType::float32 && columns.fits(vector.data)) {
+    if (vector.step == 1 && vector.dtype == DType::float32 && columns.fits(vector.data)) {
       const float* at = static_cast<const float*>(vector.data) + columns.first;
 #pragma unroll
       for (int k = 0; k < Columns::count; k += 4) {
@@ -102,21 +104,26 @@ GELU_EXT_DEVICE typename Columns::Values load_vector(const Columns& columns, con
 #pragma unroll
   for (int k = 0; k < Columns::count; ++k) {
     if (!columns.has(k)) continue;
+    const int64_t at = columns.column(k) * vector.step;
     if (vector.dtype == Columns::dtype) {
-      values[k] = to_opmath(load_scalar(static_cast<const scalar_t*>(vector.data) + columns.column(k)));
+      values[k] = to_opmath(load_scalar(static_cast<const scalar_t*>(vector.data) + at));
     } else {
-      values[k] = load_scalar(static_cast<const float*>(vector.data) + columns.column(k));
+      values[k] = load_scalar(static_cast<const float*>(vector.data) + at);
     }
   }
   return values;
 }
 
-// The parameters of an operation, for its kernels.
+// The parameters of an operation, for its kernels, which convert none.
 template <class Op, int = Op::parameters>
 struct Parameters {
-  double value[Op::parameters];
+  double in_double[Op::parameters];
+  float in_float[Op::parameters];
 
-  explicit Parameters(const Problem& p) { std::copy(p.parameter, p.parameter + Op::parameters, value); }
+  explicit Parameters(const Problem& p) {
+    std::copy(p.parameter, p.parameter + Op::parameters, in_double);
+    std::transform(in_double, in_double + Op::parameters, in_float, [](double x) { return static_cast<float>(x); });
+  }
 };
 template <class Op>
 struct Parameters<Op, 0> {
@@ -144,8 +151,12 @@ struct Element {
     return get<T>(vectors[J], k);
   }
   template <int K>
-  GELU_EXT_DEVICE T parameter(Index<K>) const {
-    return static_cast<std::conditional_t<std::is_same_v<T, double>, double, float>>(parameters.value[K]);
+  GELU_EXT_DEVICE auto parameter(Index<K>) const {
+    if constexpr (std::is_same_v<T, double>) {
+      return parameters.in_double[K];
+    } else {
+      return parameters.in_float[K];
+    }
   }
   GELU_EXT_DEVICE T grad_out() const { return get<T>(*grads, k); }
 };

@@ -58,11 +58,13 @@ enum class Wanted { matrices, matrices_and_sums, some };
 
 // With two operands their biases and sums are 32 registers of a 16-bit thread: a fourth block would spill. Blackwell's
 // compiler needs more, and delays loads of float32 for a fourth block. Of the rare kernels loads would be delayed too.
-constexpr Tuning backward_tuning(int operands, Wanted wanted, DType dtype, int architecture) {
+// An operation with parameters has a longer formula, so that there it loads one row at a time.
+constexpr Tuning backward_tuning(int operands, int parameters, Wanted wanted, DType dtype, int architecture) {
   const bool single = dtype == DType::float32, blackwell = architecture >= 1000;
   if (dtype == DType::float64) return {1, 2};
   if (operands == 1) return tuned_by(wanted == Wanted::some && !single ? Tuning{1, 4} : Tuning{2, 4});
   if (wanted == Wanted::matrices) return tuned_by({1, 4});
+  if (blackwell && parameters != 0) return tuned_by({1, 3});
   if (!blackwell) return tuned_by(single ? Tuning{1, 4} : Tuning{1, 3});
   return tuned_by(single ? Tuning{1, 3} : wanted == Wanted::some ? Tuning{2, 2} : Tuning{2, 3});
 }

@@ -18,6 +18,10 @@ namespace {
 using namespace emulated;
 using namespace gelu_ext;
 
+enum class Operation { bias_act, act_mul, clamped_swiglu, interleaved_clamped_swiglu };
+constexpr const char* kOperationNames[] = {"bias_act", "act_mul", "clamped_swiglu", "interleaved_clamped_swiglu"};
+constexpr double kAlpha = 1.702, kLimit = 2, kOffset = 1;  // of the last two; alpha is that of gelu_sigmoid
+
 enum class BiasKind { none, own, float32, first_only, second_only };
 
 struct Layout {
@@ -29,7 +33,8 @@ struct Layout {
 };
 
 struct Case {
-  bool gated, backward;
+  Operation operation;
+  bool backward;
   DType dtype;
   int activation;
   int64_t rows, cols;
@@ -41,8 +46,13 @@ struct Case {
   int64_t far_stride = 0;    // elements from row to row, if not 0
   int only = -1;             // the layout's padding and offset for this allocation only, counted from 0
 
+  bool gated() const { return operation != Operation::bias_act; }
+  bool interleaved() const { return operation == Operation::interleaved_clamped_swiglu; }
+  bool clamped() const { return interleaved() || operation == Operation::clamped_swiglu; }
+  int step() const { return interleaved() ? 2 : 1; }
+
   std::string name() const {
-    return std::string(gated ? "act_mul_" : "bias_act_") + (backward ? "backward " : "forward ") +
+    return std::string(kOperationNames[static_cast<int>(operation)]) + (backward ? "_backward " : "_forward ") +
            Activations::names[activation] + " " + dtype_name(dtype) + " [" + std::to_string(rows) + ", " +
            std::to_string(cols) + "] " + layout.name + ", bias kind " + std::to_string(static_cast<int>(bias)) + ", " +
            std::to_string(multiprocessors) + " multiprocessors, wanted " + std::to_string(wanted) +
@@ -64,10 +74,10 @@ void add_to_checksum(double value) {
 class Problem {
  public:
   explicit Problem(const Case& c) : c_(c), random_(static_cast<unsigned>(c.rows * 7919 + c.cols * 31 + c.activation)) {
-    if (c.backward) inputs_.push_back(grad_out_ = make_input(c.layout.repeated));
-    make_pair(activated_, linear_, c.gated, true);
+    if (c.backward) inputs_.push_back(grad_out_ = make_input(c.layout.repeated, c.cols));
+    make_pair(activated_, linear_, c.gated(), true);
     for (const View& input : inputs_) fill(input);
-    for (int half = 0; half < 2; ++half) make_bias(half);
+    make_biases();
     make_outputs();
   }
 
@@ -100,9 +110,9 @@ class Problem {
  private:
   // --- the matrices --------------------------------------------------------------------------------------------------
 
-  View make_input(bool repeated) {
-    if (!repeated) return new_matrix(c_.dtype, c_.rows, c_.cols);
-    View row = new_matrix(c_.dtype, 1, c_.cols);
+  View make_input(bool repeated, int64_t cols) {
+    if (!repeated) return new_matrix(c_.dtype, c_.rows, cols);
+    View row = new_matrix(c_.dtype, 1, cols);
     row.rows = c_.rows;
     row.row_stride = 0;
     return row;
@@ -114,14 +124,25 @@ class Problem {
     return matrix(dtype, rows, cols, stride, regular ? 0 : c_.layout.offset);
   }
 
-  // Two matrices, or two halves of one; `second` null for a problem that is not gated.
+  // The columns of a matrix in turn.
+  static void interleave(View& first, View& second, const View& whole) {
+    first = second = whole;
+    first.cols = second.cols = whole.cols / 2;
+    first.step = second.step = 2;
+    second.first = 1;
+  }
+
+  // Two matrices, or two halves of one, or one in turn; `second` null for a problem that is not gated.
   void make_pair(View& first, View& second, bool gated, bool is_input) {
-    if (gated && c_.layout.packed) {
+    if (gated && c_.interleaved()) {
+      const bool repeated = is_input && c_.layout.repeated && !c_.backward;
+      interleave(first, second, make_input(repeated, 2 * c_.cols));
+    } else if (gated && c_.layout.packed) {
       first = second = new_matrix(c_.dtype, c_.rows, 2 * c_.cols);
       first.cols = second.cols = c_.cols;
       (c_.activation % 2 == 0 ? first : second).first = c_.cols;
     } else {
-      first = is_input ? make_input(c_.layout.repeated && !c_.backward) : new_matrix(c_.dtype, c_.rows, c_.cols);
+      first = make_input(is_input && c_.layout.repeated && !c_.backward, c_.cols);
       if (gated) second = new_matrix(c_.dtype, c_.rows, c_.cols);
     }
     if (!is_input) return;
@@ -129,24 +150,34 @@ class Problem {
     if (gated) inputs_.push_back(second);
   }
 
-  void make_bias(int half) {
-    const bool absent = c_.bias == BiasKind::none || (half == 1 && !c_.gated) ||
-                        (half == 0 && c_.bias == BiasKind::second_only) ||
-                        (half == 1 && c_.bias == BiasKind::first_only);
-    if (absent) return;
+  void make_biases() {
     const DType dtype = c_.bias == BiasKind::float32 ? DType::float32 : c_.dtype;
-    bias_[half] = new_matrix(dtype, 1, c_.cols);
-    inputs_.push_back(bias_[half]);
-    for (int64_t col = 0; col < c_.cols; ++col) bias_[half].set(0, col, normal_(random_));
+    if (c_.interleaved()) {
+      if (c_.bias != BiasKind::none) interleave(bias_[0], bias_[1], new_matrix(dtype, 1, 2 * c_.cols));
+    } else {
+      if (c_.bias != BiasKind::none && c_.bias != BiasKind::second_only) bias_[0] = new_matrix(dtype, 1, c_.cols);
+      if (c_.gated() && c_.bias != BiasKind::none && c_.bias != BiasKind::first_only) {
+        bias_[1] = new_matrix(dtype, 1, c_.cols);
+      }
+    }
+    for (const View& bias : bias_) {
+      if (!bias) continue;
+      inputs_.push_back(bias);
+      for (int64_t col = 0; col < c_.cols; ++col) bias.set(0, col, normal_(random_));
+    }
   }
 
   void make_outputs() {
-    make_pair(outputs_[0], outputs_[1], c_.gated && c_.backward, false);
-    for (int half = 0; half < 2 && c_.backward; ++half) {
-      if (bias_[half]) outputs_[2 + half] = new_matrix(bias_[half].dtype, 1, c_.cols);
+    make_pair(outputs_[0], outputs_[1], c_.gated() && c_.backward, false);
+    if (c_.backward && c_.interleaved() && bias_[0]) {
+      interleave(outputs_[2], outputs_[3], new_matrix(bias_[0].dtype, 1, 2 * c_.cols));
+    } else if (c_.backward) {
+      for (int half = 0; half < 2; ++half) {
+        if (bias_[half]) outputs_[2 + half] = new_matrix(bias_[half].dtype, 1, c_.cols);
+      }
     }
     for (int i = 0; i < 4; ++i) {
-      if ((c_.wanted >> i & 1) == 0) outputs_[i] = View();
+      if ((c_.wanted >> i / c_.step() * c_.step() & 1) == 0) outputs_[i] = View();
     }
   }
 
@@ -175,9 +206,9 @@ class Problem {
       Backward p;
       set_operands(p);
       p.grad_out = {grad_out_.data(), grad_out_.row_stride};
+      for (int i = 0; i < p.matrices(); ++i) p.grad[i] = {outputs_[i].data(), outputs_[i].row_stride};
       for (int i = 0; i < p.operands(); ++i) {
-        p.grad[i] = {outputs_[i].data(), outputs_[i].row_stride};
-        p.grad_vector[i] = {outputs_[2 + i].data(), outputs_[2 + i].dtype};
+        p.grad_vector[i] = {outputs_[2 + i].data(), outputs_[2 + i].dtype, outputs_[2 + i].step};
       }
       with_workspace(cuda::workspace_bytes(p, device),
                      [&](void* workspace) { error = cuda::backward(p, workspace, device, nullptr); });
@@ -186,13 +217,17 @@ class Problem {
   }
 
   void set_operands(gelu_ext::Problem& p) const {
-    p.operation = c_.gated ? Operations::index<ActMul>() : Operations::index<BiasAct>();
+    constexpr int kIndices[] = {Operations::index<BiasAct>(), Operations::index<ActMul>(),
+                                Operations::index<ClampedSwiglu>(), Operations::index<InterleavedClampedSwiglu>()};
+    p.operation = kIndices[static_cast<int>(c_.operation)];
     p.activation = c_.activation, p.dtype = c_.dtype, p.rows = c_.rows, p.cols = c_.cols;
-    for (int i = 0; i < p.operands(); ++i) {
+    const auto numbers = ClampedSwiglu::numbers(kAlpha, kLimit, kOffset, c_.dtype == DType::float64);
+    if (c_.clamped()) std::copy(numbers.begin(), numbers.end(), p.parameter);
+    for (int i = 0; i < p.matrices(); ++i) {
       const View& x = i == 0 ? activated_ : linear_;
       p.x[i] = {x.data(), x.row_stride};
-      p.vector[i] = {bias_[i].data(), bias_[i].dtype};
     }
+    for (int i = 0; i < p.operands(); ++i) p.vector[i] = {bias_[i].data(), bias_[i].dtype, bias_[i].step};
   }
 
   // Of exact size and 16-byte alignment, no more.
@@ -219,8 +254,10 @@ class Problem {
       for (const View& view : {outputs_[0], outputs_[1]}) {
         if (view.memory != outputs_[i].memory) continue;
         for (int64_t row = 0; row < view.rows; ++row) {
-          char* from = bytes.data() + (view.address(row, 0) - view.memory->data());
-          std::fill(from, from + view.cols * size_of(view.dtype), char(0xff));
+          for (int64_t col = 0; col < view.cols; ++col) {
+            char* from = bytes.data() + (view.address(row, col) - view.memory->data());
+            std::fill(from, from + size_of(view.dtype), char(0xff));
+          }
         }
       }
       if (std::any_of(bytes.begin(), bytes.end(), [](char c) { return c != char(0xff); })) {
@@ -244,21 +281,28 @@ class Problem {
     for (int64_t col = 0; col < c_.cols; ++col) {
       R sum[2] = {}, size[2] = {}, scale[2] = {};
       for (int64_t row = 0; row < c_.rows; ++row) {
-        const double z = add_bias(activated_, 0, row, col), linear = c_.gated ? add_bias(linear_, 1, row, col) : 1;
-        Truth<R> act = truth<R>(Activations::names[c_.activation], z);
+        double z = add_bias(activated_, 0, row, col), linear = c_.gated() ? add_bias(linear_, 1, row, col) : 1;
+        bool moves[2] = {true, true};  // not where it is clamped
+        if (c_.clamped()) {
+          moves[0] = !(z > kLimit), moves[1] = !(std::fabs(linear) > kLimit);
+          z = moves[0] ? z : kLimit;
+          linear = (moves[1] ? linear : std::copysign(kLimit, linear)) + kOffset;
+          if (c_.dtype != DType::float64) linear = static_cast<float>(linear);
+        }
+        Truth<R> act = truth<R>(c_.clamped() ? "gelu_sigmoid" : Activations::names[c_.activation], z);
         // A square may exceed the arithmetic's range before it is multiplied by a small number.
         if (c_.dtype != DType::float64) act.value = static_cast<float>(act.value);
         if (!c_.backward) {
           const Tolerance tolerance =
-              c_.gated ? Tolerance::of_product(c_.dtype, z) : Tolerance::of_value(c_.dtype, z, bool(bias_[0]));
+              c_.gated() ? Tolerance::of_product(c_.dtype, z) : Tolerance::of_value(c_.dtype, z, bool(bias_[0]));
           expect(0, row, col, act.value * linear, tolerance, 0);
           continue;
         }
         const double grad = grad_out_.at(row, col);
         const Tolerance tolerance = Tolerance::of_product(c_.dtype, z);
-        const R grads[2] = {grad * (linear * act.slope), grad * act.value};
+        const R grads[2] = {moves[0] ? grad * (linear * act.slope) : 0, moves[1] ? grad * act.value : 0};
         const R scales[2] = {std::fabs(R(grad) * linear), 0};
-        for (int half = 0; half < (c_.gated ? 2 : 1); ++half) {
+        for (int half = 0; half < (c_.gated() ? 2 : 1); ++half) {
           expect(half, row, col, grads[half], tolerance, scales[half]);
           sum[half] += grads[half];
           size[half] += std::fabs(grads[half]);
@@ -315,7 +359,7 @@ void run_shapes(const Case& base, const std::vector<Shape>& shapes, int layouts,
       c.rows = shape.rows;
       c.cols = shape.cols;
       c.layout = kLayouts[layouts == static_cast<int>(std::size(kLayouts)) ? i : turn % std::size(kLayouts)];
-      c.bias = static_cast<BiasKind>(turn % (c.gated ? 5 : 3));
+      c.bias = static_cast<BiasKind>(turn % (c.gated() ? 5 : 3));
       c.multiprocessors = turn % 2 == 0 ? 132 : 1 + turn % 5;
       Problem(c).run(orders);
     }
@@ -342,7 +386,7 @@ void run_subsets(Case c, const std::vector<std::string>& orders) {
   for (const bool packed : {false, true}) {
     c.layout = kLayouts[packed ? 4 : 0];
     for (unsigned wanted = 1; wanted < 16; ++wanted) {
-      if (!c.gated && (wanted & 0b1010) != 0) continue;
+      if (!c.gated() && (wanted & 0b1010) != 0) continue;
       c.wanted = wanted;
       Problem(c).run(orders);
     }
@@ -385,13 +429,16 @@ int main(int count, char** arguments) {
   }
   for (const DType dtype : {DType::float64, DType::float32, DType::float16, DType::bfloat16}) {
     for (int activation = 0; activation < Activations::size; ++activation) {
-      for (const int operation : {0, 1, 2, 3}) {
-        Case c = {};
-        c.gated = operation & 1;
-        c.backward = operation >> 1;
-        c.dtype = dtype;
-        c.activation = activation;
-        run_operation(c, size == "large", orders);
+      for (const bool backward : {false, true}) {
+        for (const Operation operation : {Operation::bias_act, Operation::act_mul, Operation::clamped_swiglu,
+                                          Operation::interleaved_clamped_swiglu}) {
+          Case c = {};
+          c.operation = operation, c.backward = backward;
+          c.dtype = dtype, c.activation = activation;
+          if (!c.clamped() || Activations::names[activation] == std::string_view(Silu::name)) {
+            run_operation(c, size == "large", orders);
+          }
+        }
       }
     }
   }

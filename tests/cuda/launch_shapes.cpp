@@ -17,7 +17,7 @@ template <class AnyProblem, class TuningOf>
 void print(AnyProblem p, bool gated, int dtype, bool bias, bool sums, const Device& device, TuningOf tuning_of) {
   p.operation = gated ? Operations::index<ActMul>() : Operations::index<BiasAct>();
   p.dtype = static_cast<DType>(dtype);
-  for_each_matrix(p, [&](auto& m) { m = {const_cast<char*>(kAligned), p.cols}; });
+  for_each_matrix(p, [&](auto& m, int step) { m = {const_cast<char*>(kAligned), p.cols * step}; });
   for (int j = 0; j < p.vectors() && bias; ++j) p.vector[j] = {kAligned, p.dtype};
   int launches = 0;
   for_each_part(p, sums, [&](const AnyProblem& part) {
@@ -46,8 +46,8 @@ int main() {
       Backward p{};
       p.rows = rows, p.cols = cols;
       print(p, gated, dtype, bias, bias, device, [&](const Backward& part) {
-        return backward_tuning(part.operands(), bias ? Wanted::matrices_and_sums : Wanted::matrices, part.dtype,
-                               device.architecture);
+        return backward_tuning(part.operands(), part.parameters(), bias ? Wanted::matrices_and_sums : Wanted::matrices,
+                               part.dtype, device.architecture);
       });
     } else {
       Forward p{};

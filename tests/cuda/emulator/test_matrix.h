@@ -139,11 +139,12 @@ struct View {
   std::shared_ptr<Memory> memory;
   DType dtype = DType::float64;
   int64_t first = 0, rows = 0, cols = 0, row_stride = 0;  // in elements
+  int step = 1;                                           // from column to column
 
   explicit operator bool() const { return memory != nullptr; }
   void* data() const { return memory ? memory->data() + first * size_of(dtype) : nullptr; }
   char* address(int64_t row, int64_t col) const {
-    return memory->data() + (first + row * row_stride + col) * static_cast<int64_t>(size_of(dtype));
+    return memory->data() + (first + row * row_stride + col * step) * static_cast<int64_t>(size_of(dtype));
   }
   double at(int64_t row, int64_t col) const {
     const char* from = address(row, col);
