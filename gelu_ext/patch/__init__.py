@@ -36,7 +36,9 @@ def patch(
 
     A block is found by its structure and its activation by what it computes, never by names: a Linear (or Hugging
     Face's Conv1D) and an activation of the table, a packed GLU with either half activated, a GLU of two Linears; in
-    Hugging Face, timm, diffusers, torch.nn and hand-written models. Where a block does more than that, its activation
+    Hugging Face, timm, diffusers, torch.nn and hand-written models. Of experts whose weights are one tensor it is the
+    gate between them, if their forward calls it as a method (``_apply_gate`` of transformers, where the experts run as
+    ``grouped_mm`` or ``batched_mm``). Where a block does more than that, its activation
     module is fused alone and the bias stays in its Linear. Of what torch computes back from its result (ReLU, sigmoid,
     tanh) only GLUs are swapped: elsewhere nothing is gained.
 
