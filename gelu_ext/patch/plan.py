@@ -28,6 +28,7 @@ from ..linear import any_global_hooks, has_hooks, is_unwatched
 from ..mlp import linear_op_linear
 from .forms import Found, classify, classify_call
 from .guard import Holds, Modules, is_conv1d, linear_kind, make_guard
+from .limits import Limits, between_limits
 from .reads import Read
 from .record import Event, Recording
 
@@ -74,7 +75,7 @@ class Step:
 
     @property
     def activation(self) -> str:
-        return self.options["activation"]
+        return self.options.get("activation", "silu")
 
     @property
     def activated(self) -> str:
@@ -83,7 +84,11 @@ class Step:
 
     @property
     def form(self) -> str:
-        return ACTIVATIONS[self.activation].label + (f", {self.activated} half" if self.activated else "")
+        label, options = ACTIVATIONS[self.activation].label, self.options
+        if "limit" in options:
+            layout = options["layout"] if options["layout"] == "interleaved" else f"{options['layout']} half"
+            return f"{label} up to {options['limit']:g}, {layout}"
+        return label + (f", {self.activated} half" if self.activated else "")
 
     @property
     def function(self) -> str:
@@ -219,10 +224,9 @@ class _Line:
         events = self.consumers[value]
         if self.recording.result is None:
             raise NotUnderstood(f"{self.its} does not return one tensor")
-        halves = self.halves_of(value)
-        if halves:
+        if self.parts_of(value):
             self.needs_width(value)
-            return self.glu("", value, halves)
+            return self.glu("", value)
         if len(events) == 2:
             return self.two_linears(events)
         if len(events) != 1:
@@ -254,27 +258,35 @@ class _Line:
                 self.seen += 1
                 step = Step("bias_act", event.name, "", _activation_path(after[0]), (self.take(after[0]),))
                 return self.with_bias(step), after[0].outputs[0]
-        halves = self.halves_of(out)
-        return self.glu(event.name, out, halves) if halves else (Step("module", event.name), out)
+        return self.glu(event.name, out) if self.parts_of(out) else (Step("module", event.name), out)
 
-    def halves_of(self, whole: int) -> list[int]:
-        """The halves of a tensor, where it is taken apart and nothing else becomes of it."""
+    def parts_of(self, whole: int) -> list[int]:
+        """The halves of a tensor, or its even and its odd columns, where nothing else becomes of it."""
         after = self.consumers[whole]
-        if not all(_is_halves(event, self.recording) for event in after):
+        if not any(
+            all(is_part(event, self.recording) for event in after) for is_part in (_is_halves, _is_every_second)
+        ):
             return []
-        halves = sorted((half for event in after for half in event.outputs), key=self.offset)
-        return halves if len(halves) == len(set(map(self.offset, halves))) == 2 else []
+        parts = sorted((part for event in after for part in event.outputs), key=self.offset)
+        return parts if len(parts) == len(set(map(self.offset, parts))) == 2 else []
 
     def needs_width(self, whole: int) -> None:
         """Without a Linear, whose weight would say it."""
-        if all(event.name == "chunk" for event in self.consumers[whole]):  # in two, of any width
+        if all(event.name == "chunk" or _is_open(event) for event in self.consumers[whole]):  # in two, of any width
             return
         if whole != self.recording.source:
             raise NotUnderstood(f"{self.its} takes a tensor apart at a number, and no weight says its width")
         self.by_width = True
 
-    def glu(self, path: str, whole: int, halves: list[int]) -> tuple[Step, int]:
+    def glu(self, path: str, whole: int) -> tuple[Step, int]:
         """Two halves of one tensor, of a Linear or not, one of them through the activation, and their product."""
+        halves = self.parts_of(whole)
+        interleaved = _is_every_second(self.consumers[whole][0], self.recording)
+        limits = between_limits(*halves, users=self.users, found=self.found)
+        if limits:
+            return self.with_limits(path, whole, limits, "interleaved" if interleaved else "first")
+        if interleaved:
+            raise NotUnderstood(f"{self.its} activates every second column")
         users = [self.only(half) for half in halves]
         first = self.first_is_activated(users, "the two halves")
         activated, product = users if first else users[::-1]
@@ -282,6 +294,25 @@ class _Line:
         self.seen += len(self.consumers[whole]) + 2
         names = (self.take(activated), "first" if first else "second")
         return self.with_bias(Step("glu", path, "", _activation_path(activated), names)), product.outputs[0]
+
+    def with_limits(self, path: str, whole: int, limits: Limits, layout: str) -> tuple[Step, int]:
+        if "silu" not in self.asked:
+            raise NothingToFuse("computes SiLU, which was not asked for")
+        source = self.recording.source
+        first = next((event for event in self.recording.events if whole in event.outputs), None)
+        if whole != source and first.inputs != (source,):
+            raise NotUnderstood(f"{self.its} has limits that no input of the proof is sure to reach")
+        self.seen += len(self.consumers[whole]) + len(limits.events)
+        activation = limits.activation
+        if activation:
+            self.take(activation)
+        names = (limits.alpha, limits.limit, limits.offset, layout)
+        step = Step("clamped_swiglu", path, "", _activation_path(activation) if activation else "", names)
+        return self.with_bias(step), limits.result
+
+    def users(self, value: int) -> list[Event]:
+        """None of the result, which is more widely used."""
+        return [] if value == self.recording.result else self.consumers[value]
 
     def two_linears(self, events: list[Event]) -> tuple[Step, int]:
         """Two Linears of one input, one of them through the activation, and their product."""
@@ -393,6 +424,26 @@ def _is_halves(event: Event, recording: Recording) -> bool:
     )
 
 
+def _is_every_second(event: Event, recording: Recording) -> bool:
+    """The event's result is every second column of its one input."""
+    if event.kind != "function" or event.name != "__getitem__" or len(event.inputs) != 1 or _names_a_dimension(event):
+        return False
+    whole, part = recording.values[event.inputs[0]], recording.values[event.outputs[0]]
+    return (
+        whole.shape[-1] % 2 == 0
+        and part.shape == (*whole.shape[:-1], whole.shape[-1] // 2)
+        and part.stride() == (*whole.stride()[:-1], 2 * whole.stride(-1))
+        and part.storage_offset() - whole.storage_offset() in (0, whole.stride(-1))
+        and part.untyped_storage()._cdata == whole.untyped_storage()._cdata
+    )
+
+
+def _is_open(event: Event) -> bool:
+    """Every second column to the end."""
+    index = event.arguments[1] if event.name == "__getitem__" else None
+    return isinstance(index, tuple) and index[-1] in (slice(None, None, 2), slice(0, None, 2), slice(1, None, 2))
+
+
 def _names_a_dimension(event: Event) -> bool:
     """Whether it takes the last dimension by its number from the front: of another rank it is another one."""
     if event.name == "__getitem__":
@@ -486,7 +537,7 @@ def _with_second_linear(block: nn.Module, steps: list[Step]) -> Iterator[Step]:
         while end < len(steps) and steps[end].op == "module" and _may_do_nothing(block.get_submodule(steps[end].path)):
             end += 1
         firsts = [block.get_submodule(path) for path in step.firsts]
-        plain = step.op != "module" and firsts and all(map(linear_kind, firsts))
+        plain = step.op != "module" and OPERATIONS[step.op].mlp and firsts and all(map(linear_kind, firsts))
         last = steps[end] if end < len(steps) and steps[end].op == "module" else None
         if plain and last and linear_kind(block.get_submodule(last.path)):
             yield replace(step, between=tuple(s.path for s in steps[i + 1 : end]), second=last.path)

@@ -21,7 +21,7 @@ from .record import alias_of, copied, first_line
 from .swap import install
 
 _TOKENS = (2, 3)
-_SCALE = 2.0  # standard deviation of the pre-activation: the region where forms and halves differ
+_SCALE = 2.0  # standard deviation of the pre-activation: the region where forms and halves differ; of limits if any
 
 
 @dataclass
@@ -82,17 +82,18 @@ def quiet(device: torch.device) -> Iterator[None]:
 
 
 def _scaled(block: nn.Module, plan: Plan, x: Tensor) -> Tensor:
-    """x such that the first Linear returns numbers of the size of _SCALE, or x is what is activated."""
-    path = plan.steps[0].path
-    if not path:
-        return x * _SCALE
-    module = block.get_submodule(path)
+    """x such that the first Linear returns numbers of that size, or x is what is activated."""
+    step = plan.steps[0]
+    scale = _SCALE * (step.options.get("limit", 1) if step.op != "module" else 1)
+    if not step.path:
+        return x * scale
+    module = block.get_submodule(step.path)
     if not linear_kind(module):
         return x
     with torch.no_grad():
         weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
         spread = torch.nn.functional.linear(x, weight).double().std()
-    return (x * (_SCALE / spread)).to(x.dtype) if spread > 0 else x
+    return (x * (scale / spread)).to(x.dtype) if spread > 0 else x
 
 
 def _results(block: nn.Module, method: str, x: Tensor, training: bool) -> dict[str, Tensor]:
