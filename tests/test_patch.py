@@ -315,6 +315,143 @@ def test_experts_are_not_copied(monkeypatch):
     assert sizes == [0, 0]
 
 
+class Limited(nn.Module):
+    """gpt-oss's gate; the others below replace a part of it."""
+
+    def __init__(self, alpha=1.702, limit=7.0):
+        super().__init__()
+        self.alpha, self.limit, self.fc = alpha, limit, None
+
+    def forward(self, x):
+        gate, linear = self.parts(x if self.fc is None else self.fc(x))
+        return self.linear(linear) * self.gate(gate)
+
+    def parts(self, x):
+        return x[..., ::2], x[..., 1::2]
+
+    def gate(self, gate):
+        gate = gate.clamp(min=None, max=self.limit)
+        return gate * torch.sigmoid(gate * self.alpha)
+
+    def linear(self, linear):
+        return linear.clamp(min=-self.limit, max=self.limit) + 1
+
+
+class Halves(Limited):
+    def parts(self, x):
+        return x.chunk(2, dim=-1)
+
+
+class OnePlus(Halves):
+    def linear(self, linear):
+        return 1.0 + torch.clip(linear, -self.limit, self.limit)
+
+
+class NoOffset(Halves):
+    def gate(self, gate):
+        return F.silu(gate.clamp(max=self.limit))
+
+    def linear(self, linear):
+        return torch.clamp(linear, -self.limit, self.limit)
+
+
+class SecondHalf(NoOffset):
+    def parts(self, x):
+        a, b = x.chunk(2, dim=-1)
+        return b, a
+
+
+class LimitAfterSilu(NoOffset):
+    def gate(self, gate):
+        return F.silu(gate).clamp(max=self.limit)
+
+
+class SigmoidOfNoLimit(NoOffset):
+    def gate(self, gate):
+        return gate.clamp(max=self.limit) * torch.sigmoid(gate * self.alpha)
+
+
+class LimitedBelow(NoOffset):
+    def gate(self, gate):
+        return F.silu(gate.clamp(-self.limit, self.limit))
+
+
+class OffsetBeforeLimit(NoOffset):
+    def linear(self, linear):
+        return (linear + 1).clamp(-self.limit, self.limit)
+
+
+class Lopsided(NoOffset):
+    def linear(self, linear):
+        return linear.clamp(-self.limit - 1, self.limit)
+
+
+class Interleaved(Limited):
+    def gate(self, gate):
+        return F.silu(gate)
+
+    def linear(self, linear):
+        return linear
+
+
+LIMITED = {  # make, (alpha, limit, offset, layout)
+    "gpt-oss": (Limited, (1.702, 7.0, 1.0, "interleaved")),
+    "MiniMax": (lambda: OnePlus(1.5, 6.0), (1.5, 6.0, 1.0, "first")),
+    "DeepSeek": (lambda: NoOffset(limit=10), (1.0, 10.0, 0.0, "first")),
+}
+NEARLY_LIMITED = [
+    *(SecondHalf, LimitAfterSilu, SigmoidOfNoLimit, LimitedBelow, OffsetBeforeLimit, Lopsided, Interleaved),
+    *(lambda limit=limit: NoOffset(limit=limit) for limit in (0.0, -1.0, float("inf"))),
+]
+has_limits = pytest.mark.skipif("clamped_swiglu" not in OPERATIONS, reason="there is no such operation")
+
+
+@has_limits
+@pytest.mark.parametrize("behind", [False, True], ids=["alone", "behind a Linear"])
+@pytest.mark.parametrize("name", LIMITED)
+def test_fuses_a_swiglu_between_limits(name, behind):
+    make, names = LIMITED[name]
+    gate = make()
+    gate.fc = nn.Linear(64, 64) if behind else None
+    other = copy.deepcopy(gate)
+    (row,) = patch(gate).fused
+    assert row.op == "clamped_swiglu" and row.activation == "silu"
+    assert row.form == f"SiLU up to {names[1]:g}, " + ("interleaved" if names[3] == "interleaved" else "first half")
+    assert (row.bias, row.note) == (("fused", "") if behind else ("kept", "no Linear before it"))
+    (fused,) = swap.installed(gate).plan.fused
+    assert fused.names == names
+    x = torch.randn(3, 64) * 2 * gate.limit
+    for limit in (gate.limit, 3.0):  # a setting that changes is obeyed
+        gate.limit = other.limit = limit
+        assert_same_step(step_of(gate, x), step_of(other, x))
+
+
+def step_of(model, x):
+    x = x.clone().requires_grad_()
+    return {**step(model, x), "x": x.grad}
+
+
+@has_limits
+@pytest.mark.parametrize("make", NEARLY_LIMITED)
+def test_near_misses_of_limits_stay(make):
+    assert not patch(make())
+
+
+@has_limits
+def test_wrong_limits_are_never_swapped_in(monkeypatch):
+    real = find.make_plan
+    right = (1.702, 7.0, 1.0, "interleaved")
+    for i, wrong in enumerate((1.7, 6.9, 0.99, "first")):
+        names = (*right[:i], wrong, *right[i + 1 :])
+
+        def made(*args, names=names):
+            plan = real(*args)
+            return replace(plan, steps=(replace(plan.steps[0], names=names),))
+
+        monkeypatch.setattr(find, "make_plan", made)
+        assert "is off by" in only_reason(patch(Limited()))
+
+
 # --- torch.nn layers --------------------------------------------------------------------------------------------------
 
 
