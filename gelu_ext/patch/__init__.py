@@ -1,8 +1,9 @@
 """patch(model): the activations of an existing model run fused, each swap proved on the spot.
 
 find.py -> record.py (run a copy of the block, write down its calls) and reads.py (what its code depends on beside its
-tensors) -> plan.py (the straight line that it is, or why it is none) and guard.py (while that stays true) -> proof.py
-(the same numbers, before and after) -> swap.py (the instance's method, and nothing else).
+tensors) -> plan.py (the straight line that it is, or why it is none; limits.py: a gate between limits) and guard.py
+(while that stays true) -> proof.py (the same numbers, before and after) -> swap.py (the instance's method, and nothing
+else).
 A block that is not a straight line still gets its activation module fused alone, which is safe wherever it stands.
 """
 
