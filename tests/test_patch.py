@@ -213,6 +213,245 @@ def test_bytes_in_the_report():
             assert (row.bytes_before, row.bytes_after) == (2 * C + eager * H, 2 * C + after * H)
 
 
+class Gate(nn.Module):
+    """A GLU of its input, without a Linear and a tensor."""
+
+    def __init__(self, act=F.silu, half=None):
+        super().__init__()
+        self.act, self.half = act, half
+
+    def forward(self, x):
+        if self.half is None:
+            a, b = x.chunk(2, -1)
+        else:
+            a, b = x[..., : self.half], x[..., -self.half :]
+        return self.act(a) * b
+
+
+class Experts(nn.Module):
+    """Their weights are one tensor, as in transformers 5."""
+
+    def __init__(self, act=None):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 2 * H, C)), nn.Parameter(torch.randn(3, C, H))
+        self.act = act or nn.SiLU()
+
+    def forward(self, x):
+        return sum(
+            F.linear(self._apply_gate(F.linear(x, up)), down) for up, down in zip(self.up, self.down, strict=True)
+        )
+
+    def _apply_gate(self, x):
+        gate, up = x.chunk(2, dim=-1)
+        return self.act(gate) * up
+
+
+class SpellsItOut(Experts):
+    """Has the method, and does not use it."""
+
+    def forward(self, x):
+        gate, up = F.linear(x, self.up[0]).chunk(2, dim=-1)
+        return F.linear(self.act(gate) * up, self.down[0])
+
+
+def around(gate):
+    return nn.Sequential(nn.Linear(C, 2 * H), gate, nn.Linear(H, C))
+
+
+# (make, where, the function that runs, form)
+GATES = {
+    "a module": (lambda: around(Gate()), "1", "swiglu", "SiLU, first half"),
+    "after a norm": (lambda: around(nn.Sequential(nn.LayerNorm(2 * H), Gate())), "1.1", "swiglu", "SiLU, first half"),
+    "experts": (Experts, "_apply_gate", "swiglu", "SiLU, first half"),
+    "experts with ReLU": (lambda: Experts(nn.ReLU()), "_apply_gate", "glu", "ReLU, first half"),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_fuses_a_glu_without_a_linear(name, calls):
+    make, where, function, form = GATES[name]
+    model = make()
+    wanted, before = step(model), state(model)
+    report = patch(model)
+    assert not report.left_alone and len(report.fused) == 1, report
+    (row,) = report.fused
+    assert (row.block, row.op, row.form) == (where, function, form)
+    assert row.bias == "kept" and row.note == "no Linear before it"
+    assert row.bytes_before == 1.5 * row.bytes_after
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        step(other)  # what was pickled is planned again on its first call
+        calls.clear()
+        assert_same_step(step(other), wanted)
+        assert calls["geglu"] == (3 if "experts" in name else 1)
+    after = state(model)
+    assert [*after] == [*before] and all(torch.equal(after[k], before[k]) for k in after)
+    found = step(unpatch(model))
+    assert all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("half", [None, 32])
+def test_a_gate_is_fused_where_it_takes_halves(half, calls):
+    gate = Gate(half=half)
+    assert patch(gate)
+    for width in (64, 80):
+        x = torch.randn(2, width)
+        calls.clear()
+        torch.testing.assert_close(gate(x), Gate(half=half)(x))
+        assert calls["geglu"] == (half is None or width == 64)
+
+
+def test_what_remains_of_experts_says_so(calls):
+    experts = "the weights of its experts are one tensor, not Linears"
+    (row,) = patch(SpellsItOut()).fused
+    assert (row.block, row.note) == ("act", f"{experts}; its forward spells the gate out")
+    (row,) = patch(Experts(nn.Sequential(nn.SiLU(), nn.Dropout()))).fused
+    assert (row.block, row.note) == ("act.0", f"{experts}; its _apply_gate calls mul where a GLU has its product")
+
+
+def test_experts_are_not_copied(monkeypatch):
+    sizes, real = [], find.record
+    monkeypatch.setattr(find, "record", lambda b, *rest: sizes.append(b.up.numel()) or real(b, *rest))
+    assert patch(Experts())
+    assert sizes == [0, 0]
+
+
+class Limited(nn.Module):
+    """gpt-oss's gate; the others below replace a part of it."""
+
+    def __init__(self, alpha=1.702, limit=7.0):
+        super().__init__()
+        self.alpha, self.limit, self.fc = alpha, limit, None
+
+    def forward(self, x):
+        gate, linear = self.parts(x if self.fc is None else self.fc(x))
+        return self.linear(linear) * self.gate(gate)
+
+    def parts(self, x):
+        return x[..., ::2], x[..., 1::2]
+
+    def gate(self, gate):
+        gate = gate.clamp(min=None, max=self.limit)
+        return gate * torch.sigmoid(gate * self.alpha)
+
+    def linear(self, linear):
+        return linear.clamp(min=-self.limit, max=self.limit) + 1
+
+
+class Halves(Limited):
+    def parts(self, x):
+        return x.chunk(2, dim=-1)
+
+
+class OnePlus(Halves):
+    def linear(self, linear):
+        return 1.0 + torch.clip(linear, -self.limit, self.limit)
+
+
+class NoOffset(Halves):
+    def gate(self, gate):
+        return F.silu(gate.clamp(max=self.limit))
+
+    def linear(self, linear):
+        return torch.clamp(linear, -self.limit, self.limit)
+
+
+class SecondHalf(NoOffset):
+    def parts(self, x):
+        a, b = x.chunk(2, dim=-1)
+        return b, a
+
+
+class LimitAfterSilu(NoOffset):
+    def gate(self, gate):
+        return F.silu(gate).clamp(max=self.limit)
+
+
+class SigmoidOfNoLimit(NoOffset):
+    def gate(self, gate):
+        return gate.clamp(max=self.limit) * torch.sigmoid(gate * self.alpha)
+
+
+class LimitedBelow(NoOffset):
+    def gate(self, gate):
+        return F.silu(gate.clamp(-self.limit, self.limit))
+
+
+class OffsetBeforeLimit(NoOffset):
+    def linear(self, linear):
+        return (linear + 1).clamp(-self.limit, self.limit)
+
+
+class Lopsided(NoOffset):
+    def linear(self, linear):
+        return linear.clamp(-self.limit - 1, self.limit)
+
+
+class Interleaved(Limited):
+    def gate(self, gate):
+        return F.silu(gate)
+
+    def linear(self, linear):
+        return linear
+
+
+LIMITED = {  # make, (alpha, limit, offset, layout)
+    "gpt-oss": (Limited, (1.702, 7.0, 1.0, "interleaved")),
+    "MiniMax": (lambda: OnePlus(1.5, 6.0), (1.5, 6.0, 1.0, "first")),
+    "DeepSeek": (lambda: NoOffset(limit=10), (1.0, 10.0, 0.0, "first")),
+}
+NEARLY_LIMITED = [
+    *(SecondHalf, LimitAfterSilu, SigmoidOfNoLimit, LimitedBelow, OffsetBeforeLimit, Lopsided, Interleaved),
+    *(lambda limit=limit: NoOffset(limit=limit) for limit in (0.0, -1.0, float("inf"))),
+]
+has_limits = pytest.mark.skipif("clamped_swiglu" not in OPERATIONS, reason="there is no such operation")
+
+
+@has_limits
+@pytest.mark.parametrize("behind", [False, True], ids=["alone", "behind a Linear"])
+@pytest.mark.parametrize("name", LIMITED)
+def test_fuses_a_swiglu_between_limits(name, behind):
+    make, names = LIMITED[name]
+    gate = make()
+    gate.fc = nn.Linear(64, 64) if behind else None
+    other = copy.deepcopy(gate)
+    (row,) = patch(gate).fused
+    assert row.op == "clamped_swiglu" and row.activation == "silu"
+    assert row.form == f"SiLU up to {names[1]:g}, " + ("interleaved" if names[3] == "interleaved" else "first half")
+    assert (row.bias, row.note) == (("fused", "") if behind else ("kept", "no Linear before it"))
+    (fused,) = swap.installed(gate).plan.fused
+    assert fused.names == names
+    x = torch.randn(3, 64) * 2 * gate.limit
+    for limit in (gate.limit, 3.0):  # a setting that changes is obeyed
+        gate.limit = other.limit = limit
+        assert_same_step(step_of(gate, x), step_of(other, x))
+
+
+def step_of(model, x):
+    x = x.clone().requires_grad_()
+    return {**step(model, x), "x": x.grad}
+
+
+@has_limits
+@pytest.mark.parametrize("make", NEARLY_LIMITED)
+def test_near_misses_of_limits_stay(make):
+    assert not patch(make())
+
+
+@has_limits
+def test_wrong_limits_are_never_swapped_in(monkeypatch):
+    real = find.make_plan
+    right = (1.702, 7.0, 1.0, "interleaved")
+    for i, wrong in enumerate((1.7, 6.9, 0.99, "first")):
+        names = (*right[:i], wrong, *right[i + 1 :])
+
+        def made(*args, names=names):
+            plan = real(*args)
+            return replace(plan, steps=(replace(plan.steps[0], names=names),))
+
+        monkeypatch.setattr(find, "make_plan", made)
+        assert "is off by" in only_reason(patch(Limited()))
+
+
 # --- torch.nn layers --------------------------------------------------------------------------------------------------
 
 
@@ -372,7 +611,7 @@ def test_a_wrong_half_is_never_swapped_in(monkeypatch):
         made = real(*args)
         glu, *rest = made.steps
         other = {"first": "second", "second": "first"}[glu.activated]
-        return replace(made, steps=(replace(glu, activated=other), *rest))
+        return replace(made, steps=(replace(glu, names=("gelu", other)), *rest))
 
     monkeypatch.setattr(find, "make_plan", wrong)
     for first in (True, False):

@@ -14,6 +14,7 @@ from families import declare_torchvision_operators
 from torch import nn
 
 from gelu_ext import GELU, BiasAct, register_with_transformers
+from gelu_ext._operations import OPERATIONS
 from gelu_ext.patch import patch, unpatch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -207,20 +208,52 @@ EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "
 EXPERTS |= {"shared_expert_intermediate_size": 16}
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "Qwen2Moe", "GptOss"])
-def test_experts_in_one_tensor_say_so(name, calls):
-    """The activation alone runs fused, where it is a module; the shared expert of Qwen is an MLP."""
+MIXTURES = {
+    "Mixtral": {},
+    "Qwen2Moe": {},
+    "Qwen3Moe": {"head_dim": 8},
+    "DeepseekV3": {**DENSE_DEEPSEEK, "first_k_dense_replace": 0, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
+    "GptOss": {"head_dim": 8},
+    "NemotronH": {
+        "head_dim": 8,
+        "layers_block_type": ["moe", "attention"],
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+}
+IN_ONE_TENSOR = "the weights of its experts are one tensor, not Linears"
+SPELT_OUT = f"{IN_ONE_TENSOR}; its forward spells the gate out"
+
+
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_in_one_tensor(name, experts, calls):
+    """Their gate runs fused where it is a method, else the activation alone; a shared expert is an MLP."""
     transformers = pytest.importorskip("transformers")
-    model, inputs = decoder(name, **EXPERTS)(transformers)
+    model, inputs = decoder(name, **EXPERTS, **MIXTURES[name])(transformers)
+    model.set_experts_implementation(experts)
     wanted = step(model, inputs)
     report = patch(model)
-    reason = "the weights of its experts are one tensor, not Linears"
-    if name == "GptOss":
-        assert [row.reason for row in report.left_alone] == [reason] * 2, report
+    rows = [(row.op, row.note) for row in report.fused if ".experts" in row.block]
+    limits = "clamped_swiglu" in OPERATIONS
+    if name == "GptOss" and limits:
+        assert rows == [("clamped_swiglu", "no Linear before it")] * 2, report
+    elif name == "GptOss":
+        assert not rows and all(row.reason.startswith(IN_ONE_TENSOR) for row in report.left_alone), report
+    elif name == "NemotronH":  # without a gate
+        assert rows == [("bias_act", IN_ONE_TENSOR)], report
+    elif experts == "eager":
+        assert rows == [("bias_act", SPELT_OUT)] * 2, report
     else:
-        assert [row.note for row in report.fused if row.bias == "kept"] == [reason] * 2, report
-        assert sum(row.op == "silu_mul" for row in report.fused) == 2 * (name == "Qwen2Moe")
+        assert rows == [("swiglu", "no Linear before it")] * 2, report
+    assert len(report.left_alone) == 2 * (name == "GptOss" and not limits)
+    calls.clear()
     assert_same(step(model, inputs), wanted)
+    assert calls["geglu"] == sum(op == "swiglu" for op, _ in rows)
+    unpatch(model)
+    again = step(model, inputs)
+    assert again[0] == wanted[0] and all(torch.equal(g, wanted[2][name]) for name, g in again[2].items())
 
 
 def test_a_configuration_that_lies():

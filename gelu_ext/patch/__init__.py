@@ -1,8 +1,9 @@
 """patch(model): the activations of an existing model run fused, each swap proved on the spot.
 
 find.py -> record.py (run a copy of the block, write down its calls) and reads.py (what its code depends on beside its
-tensors) -> plan.py (the straight line that it is, or why it is none) and guard.py (while that stays true) -> proof.py
-(the same numbers, before and after) -> swap.py (the instance's method, and nothing else).
+tensors) -> plan.py (the straight line that it is, or why it is none; limits.py: a gate between limits) and guard.py
+(while that stays true) -> proof.py (the same numbers, before and after) -> swap.py (the instance's method, and nothing
+else).
 A block that is not a straight line still gets its activation module fused alone, which is safe wherever it stands.
 """
 
@@ -36,7 +37,9 @@ def patch(
 
     A block is found by its structure and its activation by what it computes, never by names: a Linear (or Hugging
     Face's Conv1D) and an activation of the table, a packed GLU with either half activated, a GLU of two Linears; in
-    Hugging Face, timm, diffusers, torch.nn and hand-written models. Where a block does more than that, its activation
+    Hugging Face, timm, diffusers, torch.nn and hand-written models. Of experts whose weights are one tensor it is the
+    gate between them, if their forward calls it as a method (``_apply_gate`` of transformers, where the experts run as
+    ``grouped_mm`` or ``batched_mm``). Where a block does more than that, its activation
     module is fused alone and the bias stays in its Linear. Of what torch computes back from its result (ReLU, sigmoid,
     tanh) only GLUs are swapped: elsewhere nothing is gained.
 

@@ -19,10 +19,13 @@ from .forms import SERVED, Found, classify, gains, mentioned
 from .plan import NothingToFuse, NotUnderstood, Options, Plan, is_linear_like, make_plan
 from .proof import copy_of, quiet, random_input
 from .reads import loads_of
-from .record import DidNotRun, callables, first_line, record
+from .record import DidNotRun, callables, first_line, record, weights_of_experts
 
 # The methods that hold the MLP of a module whose forward does more: torch.nn's and Hugging Face's names.
 _METHODS = ("forward", "_ff_block", "ff_chunk", "feed_forward_chunk", "feed_forward", "mlp_forward", "ffn")
+_GATE = "_apply_gate"  # and the one between the matrix products of experts whose weights are one tensor
+_EXPERTS = "the weights of its experts are one tensor, not Linears"
+_ANY_WIDTH = 64
 _MOST_MODULES = 32  # in a block; a larger one is no MLP
 _DEPTH = 3  # of the activation and the Linears below the block
 _NO_ACTIVATIONS = (nn.Dropout, nn.Identity, nn.Flatten, nn.Embedding)
@@ -41,7 +44,8 @@ class Block:
 
     @property
     def name(self) -> str:
-        return self.path + ("" if self.plan.method == "forward" else f".{self.plan.method}") or "(the model)"
+        method = "" if self.plan.method == "forward" else self.plan.method
+        return ".".join(filter(None, (self.path, method))) or "(the model)"
 
     def claims(self) -> set[int]:
         """What no other block may fuse as well: the Linears before the activations."""
@@ -91,16 +95,11 @@ class Search:
                 self._visit(f"{path}.{name}" if path else name, child, seen)
         if type(module).__module__.split(".")[0] == "gelu_ext":
             return
-        if not module._modules and not _batches_experts(module):
+        is_experts = bool(weights_of_experts(module))
+        if not (module._modules or is_experts or self._may_be_a_gate(module)):
             return
         sites, named = self._sites_below(module), _mentions(module) & self.options.activations
         if not (sites or named or (self.options.recompute and self._could_grow(module))):
-            return
-        if _batches_experts(module):
-            reason = "the weights of its experts are one tensor, not Linears"
-            self.reasons.update(dict.fromkeys(sites, reason))
-            if not sites:
-                self.not_understood.append((path, module, reason))
             return
         widths = _widths(module)
         if not widths or sum(1 for _ in module.modules()) > _MOST_MODULES:
@@ -113,9 +112,12 @@ class Search:
             block, reason = None, f"it cannot be looked at ({first_line(error)})"
         if block:
             self.blocks.append(block)
+        is_told = is_experts or reason in self.understood or (module._modules and any(map(gains, named)))
+        if is_experts:
+            reason = "; ".join(filter(None, (_EXPERTS, reason)))
         for site in sites:
             self.reasons.setdefault(site, reason)
-        if not block and not sites and (any(map(gains, named)) or reason in self.understood):
+        if not block and not sites and is_told:
             self.not_understood.append((path, module, reason))
 
     def _sites_below(self, module: nn.Module) -> list[Site]:
@@ -130,6 +132,10 @@ class Search:
     def is_asked_for(self, module: nn.Module | None) -> bool:
         return self.activations.get(id(module), Found()).activation in self.options.activations
 
+    def _may_be_a_gate(self, module: nn.Module) -> bool:
+        """Without children, tensors and an activation's look: a GLU of its input may be left."""
+        return not (module._parameters or module._buffers or id(module) in self.activations)
+
     def _could_grow(self, module: nn.Module) -> bool:
         """Whether a block right below lacks the second Linear, which this one may have."""
         below = {id(m) for m in _children(module, 2)}
@@ -138,23 +144,28 @@ class Search:
     def _understand(self, path: str, module: nn.Module, widths: list[int]) -> tuple[Block | None, str]:
         if any(parameter.is_meta for parameter in module.parameters()):
             return None, "its parameters have no data (meta device)"
-        key = _key(module, settings=False)
+        methods = _methods(module)
+        if not methods:
+            return None, "its forward spells the gate out" if _is_gated(module) else ""
+        key = methods, _key(module, settings=False)
         with quiet(torch.device("cpu")):
             for plan, width in self.plans[key]:  # of a block that looks the same
                 x = random_input(module, width)
                 if not swap.is_replaced(module, plan.method) and plan.holds(module, x) is not None:
                     return Block(path, module, plan, x), ""
-        refusal = _key(module, settings=True)
+        refusal = methods, _key(module, settings=True)
         if refusal in self.refusals:
             return None, self.refusals[refusal]
-        block, reason = self._look_at(path, module, widths)
+        block, reason = self._look_at(path, module, methods, widths)
         if block:
             self.plans[key].append((block.plan, block.x.shape[-1]))
         else:
             self.refusals[refusal] = reason
         return block, reason
 
-    def _look_at(self, path: str, module: nn.Module, widths: list[int]) -> tuple[Block | None, str]:
+    def _look_at(
+        self, path: str, module: nn.Module, methods: tuple[str, ...], widths: list[int]
+    ) -> tuple[Block | None, str]:
         kind, reason = type(module), ""
         try:
             copied = copy_of(module)
@@ -162,7 +173,7 @@ class Search:
             raise
         except Exception as error:
             return None, f"it cannot be copied ({first_line(error)})"
-        for method in (name for name in _METHODS if hasattr(kind, name)):
+        for method in methods:
             for width in widths:
                 try:
                     x = random_input(copied, width)
@@ -209,13 +220,57 @@ def _children(module: nn.Module, depth: int) -> Iterator[nn.Module]:
                 yield from _children(child, depth - 1)
 
 
-def _batches_experts(module: nn.Module) -> bool:
-    """Whether it holds the weights of several Linears, before and after an activation, in tensors of its own."""
-    return sum(t is not None and not is_lazy(t) and t.dim() == 3 for t in module._parameters.values()) >= 2
+def _methods(module: nn.Module) -> tuple[str, ...]:
+    """Those that may be an MLP: a forward of experts in one tensor is none."""
+    if weights_of_experts(module):
+        return (_GATE,) if _is_gated(module) and _runs(module, _GATE) else ()
+    return tuple(name for name in _METHODS if hasattr(type(module), name))
+
+
+def _is_gated(experts: nn.Module) -> bool:
+    """transformers gives the method to those without a gate as well."""
+    return hasattr(type(experts), _GATE) and getattr(experts, "has_gate", True)
+
+
+def _runs(module: nn.Module, method: str) -> bool:
+    """Whether the code of its forward, or of a method that this calls, names the method."""
+    kind, seen = type(module), set()
+    waiting = [getattr(_forward_of(module), "__code__", None)]
+    while waiting:
+        code = waiting.pop()
+        if not isinstance(code, types.CodeType) or code in seen:
+            continue
+        seen.add(code)
+        names = {name for name, _ in _names_in(code)}
+        if method in names:
+            return True
+        waiting += code.co_consts  # the code of what it makes: comprehensions
+        waiting += (getattr(getattr(kind, name, None), "__code__", None) for name in names - {*vars(nn.Module)})
+    return False
+
+
+def _forward_of(module: nn.Module) -> Callable[..., Any]:
+    """That of its class; for experts a setting of transformers may name another function."""
+    forward = type(module).forward
+    while isinstance(forward, types.FunctionType):
+        cells = dict(zip(forward.__code__.co_freevars, forward.__closure__ or (), strict=True))
+        if {"experts_interface", "original_forward"} <= cells.keys():
+            others, own = (cells[name].cell_contents for name in ("experts_interface", "original_forward"))
+            name = getattr(getattr(module, "config", None), "_experts_implementation", None)
+            return others.get(name, own)
+        if not hasattr(forward, "__wrapped__"):
+            break
+        forward = forward.__wrapped__
+    return forward
 
 
 def _widths(module: nn.Module) -> list[int]:
-    """The input widths of the Linears below, nearest first, each once."""
+    """The input widths of the Linears below, nearest first, each once; of a gate, any that it may have."""
+    sizes = {size: None for t in weights_of_experts(module) for size in t.shape[1:]}
+    if sizes:
+        return sorted(sizes, key=lambda size: size % 2 or size // 2 not in sizes)  # of both halves first
+    if not module._modules:
+        return [_ANY_WIDTH]
     widths: dict[int, None] = {}
     for depth in range(1, _DEPTH + 1):
         for child in _children(module, depth):

@@ -55,12 +55,13 @@ def make_guard(
     by_dtype: bool,
     by_device: bool,
     halves: Iterable[str] = (),
+    by_width: bool = False,
 ) -> Holds:
     """``roles`` are "called", "linear" or "bypassed", by path; ``modes`` the modules that must be in the block's mode.
 
-    With ``by_dtype``, ``by_device`` the plan holds for the dtype, the device of ``like`` only. ``halves`` are the paths
-    of the Linears whose output is taken apart: at numbers that are its width's. What cannot be asked for any more (an
-    attribute is gone, a comparison raises) is not what it was.
+    With ``by_dtype``, ``by_device``, ``by_width`` the plan holds for the dtype, the device, the width of ``like`` only.
+    ``halves`` are the paths of the Linears whose output is taken apart: at numbers that are its width's. What cannot be
+    asked for any more (an attribute is gone, a comparison raises) is not what it was.
     """
     names = {"": "block"}
     home: dict[str, Any] = {"any_global_hooks": any_global_hooks, "is_dense": is_dense, "linear_kind": linear_kind}
@@ -128,6 +129,8 @@ def make_guard(
         require(f"x.dtype == {constant(like.dtype)} and not torch.is_autocast_enabled(x.device.type)")
         for name in lines_of_linears:
             require(f"dtype_of({name}) == {constant(like.dtype)}")
+    if by_width:
+        require(f"x.shape[-1] == {like.shape[-1]}")
     if by_device:
         require(f"x.device.type == {like.device.type!r}")
     found = ", ".join(f"{path!r}: {name}" for path, name in names.items())

@@ -4,7 +4,7 @@ A plan exists only where every call of the recording has its place in
 
     x -> module -> ... -> Linear -> activation | GLU of two halves | GLU of two Linears -> module -> ... -> result
 
-so a block that does anything else is not understood, and says so.
+(without the Linear, where there is none), so a block that does anything else is not understood, and says so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..linear import any_global_hooks, has_hooks, is_unwatched
 from ..mlp import linear_op_linear
 from .forms import Found, classify, classify_call
 from .guard import Holds, Modules, is_conv1d, linear_kind, make_guard
+from .limits import Limits, between_limits
 from .reads import Read
 from .record import Event, Recording
 
@@ -55,8 +56,7 @@ class Step:
     path: str = ""  # the module, the Linear before the activation, or the Linear of the activated half
     linear_path: str = ""  # act_mul: the module of the half that is not activated
     activation_path: str = ""  # the activation module that is not called any more
-    activation: str = ""
-    activated: str = ""  # glu: which half
+    names: tuple[Any, ...] = ()  # the operation's arguments that are no tensors
     takes_bias: bool = False  # the Linears' biases are added in the fused operation
     why_not: str = ""  # why it does not take them
     between: tuple[str, ...] = ()  # with `second`: what stands before it, and must do nothing
@@ -69,13 +69,26 @@ class Step:
         return tuple(path for path in (self.path, self.linear_path) if path)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The operation's arguments that are strings."""
-        return (self.activation, self.activated) if self.activated else (self.activation,)
+    def options(self) -> dict[str, Any]:
+        """``names`` by what the operation calls them."""
+        return dict(zip(OPERATIONS[self.op].names, self.names, strict=True))
+
+    @property
+    def activation(self) -> str:
+        return self.options.get("activation", "silu")
+
+    @property
+    def activated(self) -> str:
+        """Which half; "" of an operation that has none."""
+        return self.options.get("activated", "")
 
     @property
     def form(self) -> str:
-        return ACTIVATIONS[self.activation].label + (f", {self.activated} half" if self.activated else "")
+        label, options = ACTIVATIONS[self.activation].label, self.options
+        if "limit" in options:
+            layout = options["layout"] if options["layout"] == "interleaved" else f"{options['layout']} half"
+            return f"{label} up to {options['limit']:g}, {layout}"
+        return label + (f", {self.activated} half" if self.activated else "")
 
     @property
     def function(self) -> str:
@@ -194,6 +207,8 @@ class _Line:
                 self.consumers[value].append(event)
         self.seen = 0
         self.casts = False
+        self.by_width = False  # it takes x apart at a number that is of x's width
+        self.its = f"its {recording.method}"  # of reasons
         self.reads: list[Read] = []  # of the activations
 
     def steps(self) -> Iterator[Step]:
@@ -203,16 +218,19 @@ class _Line:
             if step is not None:
                 yield step
         if self.seen != len(self.recording.events):
-            raise NotUnderstood("its forward does more than one straight line")
+            raise NotUnderstood(f"{self.its} does more than one straight line")
 
     def step(self, value: int) -> tuple[Step | None, int]:
         events = self.consumers[value]
         if self.recording.result is None:
-            raise NotUnderstood("its forward does not return one tensor")
+            raise NotUnderstood(f"{self.its} does not return one tensor")
+        if self.parts_of(value):
+            self.needs_width(value)
+            return self.glu("", value)
         if len(events) == 2:
             return self.two_linears(events)
         if len(events) != 1:
-            raise NotUnderstood("its forward holds more than an MLP")
+            raise NotUnderstood(f"{self.its} holds more than an MLP")
         (event,) = events
         self.seen += 1
         if self.is_nothing(event):
@@ -220,12 +238,12 @@ class _Line:
             return None, event.outputs[0]
         found = self.found(event)
         if found and not found.why_not(self.asked):
-            step = Step("bias_act", "", "", _activation_path(event), self.take(event), why_not="no Linear before it")
-            return step, event.outputs[0]
+            step = Step("bias_act", "", "", _activation_path(event), (self.take(event),))
+            return self.with_bias(step), event.outputs[0]
         if event.kind != "module" or not event.simple:
             if found:
                 raise NothingToFuse(found.why_not(self.asked))
-            raise NotUnderstood(f"its forward calls {event.name}, which has no place in a straight line")
+            raise NotUnderstood(f"{self.its} calls {event.name}, which has no place in a straight line")
         if not is_linear_like(self.module(event)):
             return Step("module", event.name), event.outputs[0]
         return self.linear(event)
@@ -238,36 +256,75 @@ class _Line:
             found = self.found(after[0])
             if found and not found.why_not(self.asked):
                 self.seen += 1
-                step = Step("bias_act", event.name, "", _activation_path(after[0]), self.take(after[0]))
+                step = Step("bias_act", event.name, "", _activation_path(after[0]), (self.take(after[0]),))
                 return self.with_bias(step), after[0].outputs[0]
-            if _is_halves(after[0], self.recording):
-                return self.halves(event, after[0].outputs)
-        if len(after) == 2 and all(_is_halves(e, self.recording) for e in after):
-            values = tuple(e.outputs[0] for e in sorted(after, key=lambda e: self.offset(e.outputs[0])))
-            return self.halves(event, values, events=2)
-        return Step("module", event.name), out
+        return self.glu(event.name, out) if self.parts_of(out) else (Step("module", event.name), out)
 
-    def halves(self, event: Event, halves: tuple[int, ...], events: int = 1) -> tuple[Step, int]:
-        """Two halves of one tensor, one of them through the activation, and their product."""
+    def parts_of(self, whole: int) -> list[int]:
+        """The halves of a tensor, or its even and its odd columns, where nothing else becomes of it."""
+        after = self.consumers[whole]
+        if not any(
+            all(is_part(event, self.recording) for event in after) for is_part in (_is_halves, _is_every_second)
+        ):
+            return []
+        parts = sorted((part for event in after for part in event.outputs), key=self.offset)
+        return parts if len(parts) == len(set(map(self.offset, parts))) == 2 else []
+
+    def needs_width(self, whole: int) -> None:
+        """Without a Linear, whose weight would say it."""
+        if all(event.name == "chunk" or _is_open(event) for event in self.consumers[whole]):  # in two, of any width
+            return
+        if whole != self.recording.source:
+            raise NotUnderstood(f"{self.its} takes a tensor apart at a number, and no weight says its width")
+        self.by_width = True
+
+    def glu(self, path: str, whole: int) -> tuple[Step, int]:
+        """Two halves of one tensor, of a Linear or not, one of them through the activation, and their product."""
+        halves = self.parts_of(whole)
+        interleaved = _is_every_second(self.consumers[whole][0], self.recording)
+        limits = between_limits(*halves, users=self.users, found=self.found)
+        if limits:
+            return self.with_limits(path, whole, limits, "interleaved" if interleaved else "first")
+        if interleaved:
+            raise NotUnderstood(f"{self.its} activates every second column")
         users = [self.only(half) for half in halves]
         first = self.first_is_activated(users, "the two halves")
         activated, product = users if first else users[::-1]
         self.is_product(product, activated.outputs[0], halves[1 if first else 0])
-        self.seen += events + 2
-        step = Step("glu", event.name, "", _activation_path(activated), self.take(activated))
-        return self.with_bias(replace(step, activated="first" if first else "second")), product.outputs[0]
+        self.seen += len(self.consumers[whole]) + 2
+        names = (self.take(activated), "first" if first else "second")
+        return self.with_bias(Step("glu", path, "", _activation_path(activated), names)), product.outputs[0]
+
+    def with_limits(self, path: str, whole: int, limits: Limits, layout: str) -> tuple[Step, int]:
+        if "silu" not in self.asked:
+            raise NothingToFuse("computes SiLU, which was not asked for")
+        source = self.recording.source
+        first = next((event for event in self.recording.events if whole in event.outputs), None)
+        if whole != source and first.inputs != (source,):
+            raise NotUnderstood(f"{self.its} has limits that no input of the proof is sure to reach")
+        self.seen += len(self.consumers[whole]) + len(limits.events)
+        activation = limits.activation
+        if activation:
+            self.take(activation)
+        names = (limits.alpha, limits.limit, limits.offset, layout)
+        step = Step("clamped_swiglu", path, "", _activation_path(activation) if activation else "", names)
+        return self.with_bias(step), limits.result
+
+    def users(self, value: int) -> list[Event]:
+        """None of the result, which is more widely used."""
+        return [] if value == self.recording.result else self.consumers[value]
 
     def two_linears(self, events: list[Event]) -> tuple[Step, int]:
         """Two Linears of one input, one of them through the activation, and their product."""
         if not all(event.kind == "module" and event.simple for event in events):
             names = " and ".join(event.name for event in events)
-            raise NotUnderstood(f"its forward gives one value to {names}")
+            raise NotUnderstood(f"{self.its} gives one value to {names}")
         users = [self.only(event.outputs[0]) for event in events]
         if not self.first_is_activated(users, "two Linears"):
             events, users = events[::-1], users[::-1]
         self.is_product(users[1], users[0].outputs[0], events[1].outputs[0])
         self.seen += 4
-        step = Step("act_mul", events[0].name, events[1].name, _activation_path(users[0]), self.take(users[0]))
+        step = Step("act_mul", events[0].name, events[1].name, _activation_path(users[0]), (self.take(users[0]),))
         return self.with_bias(step), users[1].outputs[0]
 
     def first_is_activated(self, users: list[Event], of: str) -> bool:
@@ -279,21 +336,23 @@ class _Line:
         other = next((f for f in found if f and not served[0] and not served[1]), None)
         if other:
             raise NothingToFuse(other.why_not(self.asked))
-        raise NotUnderstood(f"its forward does not activate one of {of}")
+        raise NotUnderstood(f"{self.its} does not activate one of {of}")
 
     def only(self, value: int) -> Event:
         if len(self.consumers[value]) != 1 or value == self.recording.result:
-            raise NotUnderstood("its forward uses a half of the GLU in several places")
+            raise NotUnderstood(f"{self.its} uses a half of the GLU in several places")
         return self.consumers[value][0]
 
     def is_product(self, event: Event, activated: int, linear: int) -> None:
         is_mul = event.kind == "function" and event.name in ("mul", "__mul__", "multiply", "__rmul__")
         same = is_mul and set(event.inputs) == {activated, linear} and len(event.inputs) == 2 and not event.options
         if not same or len(self.consumers[activated]) != 1:
-            raise NotUnderstood(f"its forward calls {event.name} where a GLU has its product")
+            raise NotUnderstood(f"{self.its} calls {event.name} where a GLU has its product")
 
     def with_bias(self, step: Step) -> Step:
         """Takes the biases out of the Linears if those are plain."""
+        if not step.firsts:
+            return replace(step, why_not="no Linear before it")
         modules = {path: self.block.get_submodule(path) for path in step.firsts}
         for path, module in modules.items():
             if not linear_kind(module):
@@ -365,6 +424,26 @@ def _is_halves(event: Event, recording: Recording) -> bool:
     )
 
 
+def _is_every_second(event: Event, recording: Recording) -> bool:
+    """The event's result is every second column of its one input."""
+    if event.kind != "function" or event.name != "__getitem__" or len(event.inputs) != 1 or _names_a_dimension(event):
+        return False
+    whole, part = recording.values[event.inputs[0]], recording.values[event.outputs[0]]
+    return (
+        whole.shape[-1] % 2 == 0
+        and part.shape == (*whole.shape[:-1], whole.shape[-1] // 2)
+        and part.stride() == (*whole.stride()[:-1], 2 * whole.stride(-1))
+        and part.storage_offset() - whole.storage_offset() in (0, whole.stride(-1))
+        and part.untyped_storage()._cdata == whole.untyped_storage()._cdata
+    )
+
+
+def _is_open(event: Event) -> bool:
+    """Every second column to the end."""
+    index = event.arguments[1] if event.name == "__getitem__" else None
+    return isinstance(index, tuple) and index[-1] in (slice(None, None, 2), slice(0, None, 2), slice(1, None, 2))
+
+
 def _names_a_dimension(event: Event) -> bool:
     """Whether it takes the last dimension by its number from the front: of another rank it is another one."""
     if event.name == "__getitem__":
@@ -376,19 +455,19 @@ def _names_a_dimension(event: Event) -> bool:
 
 def make_plan(block: nn.Module, method: str, recordings: list[Recording], options: Options) -> Plan:
     """The plan of a block, recorded in training and in evaluation mode. Raises NotUnderstood with the reason."""
-    steps, casts, found = _steps(block, recordings[0], options)
+    steps, line = _steps(block, recordings[0], options)
     for recording in recordings[1:]:
         if _steps(block, recording, options)[0] != steps:
-            raise NotUnderstood("its forward takes another way in training mode than in evaluation mode")
+            raise NotUnderstood(f"{line.its} takes another way in training mode than in evaluation mode")
     reads = {read.key: read for recording in recordings for read in recording.reader.reads.values()}
-    reads.update((read.key, read) for read in found)
+    reads.update((read.key, read) for read in line.reads)
     modes = sorted({path for recording in recordings for path in recording.reader.modes})
     like = recordings[0].values[recordings[0].source]
-    by_dtype = casts or any(recording.asks_dtype for recording in recordings)
+    by_dtype = line.casts or any(recording.asks_dtype for recording in recordings)
     by_device = any(recording.asks_device for recording in recordings)
     roles = _roles(steps)
-    halves = [step.path for step in steps if step.activated]
-    holds = make_guard(block, method, roles, reads.values(), modes, like, by_dtype, by_device, halves)
+    halves = [step.path for step in steps if step.path and step.op != "module" and OPERATIONS[step.op].halves == 2]
+    holds = make_guard(block, method, roles, reads.values(), modes, like, by_dtype, by_device, halves, line.by_width)
     kinds = {linear_kind(block.get_submodule(path)) for path, role in roles.items() if role == "linear"}
     traceable = not (by_dtype or by_device) and "conv1d" not in kinds  # whose weight is transposed, no parameter
     return Plan(method, argument_of(block, method), steps, tuple(roles.items()), holds, options, traceable)
@@ -398,7 +477,7 @@ def plan_of_activation(module: nn.Module, found: Found, options: Options) -> Pla
     """The plan of an activation module that stands alone."""
     like = torch.empty((), device="cpu")
     holds = make_guard(module, "forward", {}, found.reads, (), like, False, False)
-    steps = (Step("bias_act", activation=found.activation),)
+    steps = (Step("bias_act", names=(found.activation,)),)
     return Plan("forward", argument_of(module, "forward"), steps, (), holds, options)
 
 
@@ -419,8 +498,8 @@ def _below(path: str, read: Read) -> Read:
     return read._replace(base=path) if read.base == "" else read
 
 
-def _steps(block: nn.Module, recording: Recording, options: Options) -> tuple[tuple[Step, ...], bool, list[Read]]:
-    """(the steps, whether there are casts that do nothing at this dtype, what their activations read)"""
+def _steps(block: nn.Module, recording: Recording, options: Options) -> tuple[tuple[Step, ...], _Line]:
+    """The steps, and the line that they were found on."""
     if recording.odd:
         raise NotUnderstood(f"its {recording.method} {recording.odd}")
     line = _Line(block, recording, options.activations)
@@ -433,7 +512,7 @@ def _steps(block: nn.Module, recording: Recording, options: Options) -> tuple[tu
     steps = [
         replace(step, recompute=options.recompute and bool(step.second)) for step in _with_second_linear(block, steps)
     ]
-    return tuple(steps), line.casts, line.reads
+    return tuple(steps), line
 
 
 def _roles(steps: tuple[Step, ...]) -> dict[str, str]:
@@ -458,7 +537,7 @@ def _with_second_linear(block: nn.Module, steps: list[Step]) -> Iterator[Step]:
         while end < len(steps) and steps[end].op == "module" and _may_do_nothing(block.get_submodule(steps[end].path)):
             end += 1
         firsts = [block.get_submodule(path) for path in step.firsts]
-        plain = step.op != "module" and firsts and all(map(linear_kind, firsts))
+        plain = step.op != "module" and OPERATIONS[step.op].mlp and firsts and all(map(linear_kind, firsts))
         last = steps[end] if end < len(steps) and steps[end].op == "module" else None
         if plain and last and linear_kind(block.get_submodule(last.path)):
             yield replace(step, between=tuple(s.path for s in steps[i + 1 : end]), second=last.path)

@@ -7,7 +7,6 @@ with the same plan the values are compared, with their own weights.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from ..memory import saved_bytes
 from .guard import linear_kind
 from .plan import Plan
-from .record import alias_of, first_line
+from .record import alias_of, copied, first_line
 from .swap import install
 
 _TOKENS = (2, 3)
-_SCALE = 2.0  # standard deviation of the pre-activation: the region where forms and halves differ
+_SCALE = 2.0  # standard deviation of the pre-activation: the region where forms and halves differ; of limits if any
 
 
 @dataclass
@@ -40,7 +39,7 @@ def copy_of(block: nn.Module, with_data: bool = True) -> nn.Module:
     Models are born with zero biases, and one that is lost on the way would not be missed. Without ``with_data`` the
     other parameters are the block's own numbers.
     """
-    block = copy.deepcopy(block) if with_data else alias_of(block)
+    block = copied(block, with_data)
     generator = torch.Generator("cpu").manual_seed(0)
     for module in block.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
@@ -83,15 +82,18 @@ def quiet(device: torch.device) -> Iterator[None]:
 
 
 def _scaled(block: nn.Module, plan: Plan, x: Tensor) -> Tensor:
-    """x such that the first Linear returns numbers of the size of _SCALE."""
-    path = plan.steps[0].path
-    module = block.get_submodule(path) if path else None
-    if module is None or not linear_kind(module):
+    """x such that the first Linear returns numbers of that size, or x is what is activated."""
+    step = plan.steps[0]
+    scale = _SCALE * (step.options.get("limit", 1) if step.op != "module" else 1)
+    if not step.path:
+        return x * scale
+    module = block.get_submodule(step.path)
+    if not linear_kind(module):
         return x
     with torch.no_grad():
         weight = module.weight if isinstance(module, nn.Linear) else module.weight.t()
         spread = torch.nn.functional.linear(x, weight).double().std()
-    return (x * (_SCALE / spread)).to(x.dtype) if spread > 0 else x
+    return (x * (scale / spread)).to(x.dtype) if spread > 0 else x
 
 
 def _results(block: nn.Module, method: str, x: Tensor, training: bool) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -210,10 +211,27 @@ def record(block: nn.Module, original: nn.Module, method: str, x: Tensor, traini
     return Recording(recorder.events, recorder.values, source, result, odd, reader, by_dtype, by_device, method)
 
 
-def alias_of(block: nn.Module) -> nn.Module:
-    """A copy of the block's modules and settings with new parameters on the old numbers; buffers are copied."""
+def weights_of_experts(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of several Linears, before and after an activation, in tensors of its own: ``[experts, *, *]``."""
+    stacks = [t for t in module._parameters.values() if t is not None and not is_lazy(t) and t.dim() == 3]
+    stacks = [t for t in stacks if min(t.shape[1:]) > 1]  # nor a vector that is to be broadcast
+    return stacks if len(stacks) > len({len(t) for t in stacks}) else []
+
+
+def copied(block: nn.Module, with_data: bool) -> nn.Module:
+    """A copy, or one with new parameters on the old numbers; buffers are copied.
+
+    The weights of experts are left out: no plan uses them, and they may be most of a model.
+    """
     memo: dict[int, Any] = {}
-    for parameter in block.parameters():
+    for module in block.modules():
+        for parameter in weights_of_experts(module):
+            memo[id(parameter)] = nn.Parameter(parameter.new_empty((0, 0, 0)), parameter.requires_grad)
+    for parameter in () if with_data else block.parameters():
         data = parameter.clone() if parameter.is_inference() else parameter
-        memo[id(parameter)] = nn.Parameter(data.detach(), parameter.requires_grad)
+        memo.setdefault(id(parameter), nn.Parameter(data.detach(), parameter.requires_grad))
     return copy.deepcopy(block, memo)
+
+
+def alias_of(block: nn.Module) -> nn.Module:
+    return copied(block, with_data=False)
