@@ -326,7 +326,7 @@ GELU_EXT_FN void store(S* dst, const T& x, int n) {
   }
 }
 
-// --- two packs in turn: x[0] y[0] x[1] y[1] ... -----------------------------------------------------------------------
+// --- two packs in turn: x[0] y[0] x[1] y[1] ... ---------------------------------------------------------------------
 
 // The x (Which = 0) or the y (1) of a register's number of pairs.
 template <int Which>
