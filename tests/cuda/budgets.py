@@ -65,21 +65,22 @@ OPERANDS = {
 WANTED = {None: "", "0": "", "1": " + dbias", "2": " (some)"}
 INPUTS = {f"{snake(struct)}_{way}": n + (way == "backward") for struct, n in OPERANDS.items() for way in WAYS}
 OUTPUTS = {f"{snake(struct)}_{way}": n if way == "backward" else 1 for struct, n in OPERANDS.items() for way in WAYS}
+KINDS = {f"{snake(struct)}_{way}": (n, way) for struct, n in OPERANDS.items() for way in WAYS}
 VECTOR_BYTES, SIZES = 16, {"float32": 4, "float16": 2, "bfloat16": 2}
 # KB that a multiprocessor loads at least at once; and what it should, by architecture: CUB's numbers for an A100 or
-# H100, an H200 and a B200. What is between them has a reason: of the architecture if it is 48 or more, of the kernel if
-# it is 32 or more, else of the activation.
+# H100, an H200 and a B200. What is between them has a reason: of the architecture if it is 48 or more, of kernels of so
+# many operands if it is 32 or more, else of the activation.
 LEAST_IN_FLIGHT, IN_FLIGHT = 32, {80: 32, 90: 48, 100: 64}
 DELAYED = "the compiler delays loads for the sake of the formula's many intermediate results"
 REASONS = {
-    ("bias_act_forward", 32): "the compiler delays the third load in the longer formulas",
-    ("bias_act_forward", 16): "in pairs of floats the compiler delays the third load, as the formulas are half as long",
-    ("bias_act_backward", 16): "the compiler delays the loads of a second row",
-    ("bias_act_backward", 32): "the compiler delays the loads of a second row",
-    ("act_mul_forward", 32): "the compiler delays loads of float32 where a thread has more than one row",
-    ("act_mul_forward", 16): "two biases leave registers for three blocks, and the compiler delays the last load",
-    ("act_mul_backward", 16): "two biases and two sums are 32 registers of a thread: a fourth block would spill",
-    ("act_mul_backward", 32): "Blackwell's compiler delays loads of float32 for a fourth block",
+    (1, "forward", 32): "the compiler delays the third load in the longer formulas",
+    (1, "forward", 16): "in pairs of floats the compiler delays the third load, as the formulas are half as long",
+    (1, "backward", 16): "the compiler delays the loads of a second row",
+    (1, "backward", 32): "the compiler delays the loads of a second row",
+    (2, "forward", 32): "the compiler delays loads of float32 where a thread has more than one row",
+    (2, "forward", 16): "two biases leave registers for three blocks, and the compiler delays the last load",
+    (2, "backward", 16): "two biases and two sums are 32 registers of a thread: a fourth block would spill",
+    (2, "backward", 32): "Blackwell's compiler delays loads of float32 for a fourth block",
     100: "what is in flight occupies registers; 64 KB would be a quarter of them, or take copies to shared memory",
     "mish": DELAYED,
     "tanh": DELAYED,
@@ -211,7 +212,7 @@ def reason_for_less(kernel: Kernel) -> str:
     if found >= 48:
         return REASONS.get(kernel.architecture, "")
     if found >= LEAST_IN_FLIGHT:
-        return REASONS.get((kernel.op, 32 if kernel.dtype == "float32" else 16), "")
+        return REASONS.get((*KINDS[kernel.op], 32 if kernel.dtype == "float32" else 16), "")
     return REASONS.get(kernel.activation, "")
 
 
