@@ -116,15 +116,24 @@ struct Gelu {
   }
 
  private:
+  template <class P>
+  friend struct GaussianGate;
+
   // E = 2^(kGauss t^2) with -log2(e)/2 = -0.7213475 rounded, which makes E up to 1e-6 wrong in the tail. The factors of
   // float32 results make that good: they are fitted to what this E has to be multiplied by.
   static constexpr float kGauss = static_cast<float>(-0.5 * kLog2E);
 
   // E with the rounding error of t^2 carried along: relative to E, an error of t^2 counts up to t^2/2 = 111 times.
+  // That of t itself too, where it has one.
   template <class P, class T = typename P::type>
   static GELU_EXT_FN SplitExponent<P> gauss_single(T t) {
     const T square = t * t;
     return {square, kGauss, fused(t, t, -square)};
+  }
+  template <class P, class T = typename P::type>
+  static GELU_EXT_FN SplitExponent<P> gauss_single(T t, T t_lo) {
+    const T square = t * t;
+    return {square, kGauss, mul_add(t + t, t_lo, fused(t, t, -square))};
   }
 
   // (t0 - t) g, t0 = t0_hi + t0_lo = 0.7517916
@@ -159,12 +168,14 @@ struct Gelu {
 
     static GELU_EXT_FN T tail(T t) { return piecewise(Pieces<T>::tail, Pieces<T>::tail_centres, t); }
     static GELU_EXT_FN T slope(T t) { return piecewise(Pieces<T>::slope, Pieces<T>::slope_centres, t); }
-    GELU_EXT_FN T tail() const { return t * piecewise(Pieces<T>::mills_line, distance, piece, curve); }
+    GELU_EXT_FN T mills() const { return piecewise(Pieces<T>::mills_line, distance, piece, curve); }
+    GELU_EXT_FN T tail() const { return t * mills(); }
     GELU_EXT_FN T slope() const { return piecewise(Pieces<T>::slope_line, distance, piece, curve); }
   };
 
   // Without lookup, in w = t/(1 + t/2), which lies in [0, 2): t M(t) = w (1/2 + R(w))/2. There w is a factor, which has
-  // to be right; G is so flat that a rough w will do for it. tail() is twice t M(t): tail_single() halves the product.
+  // to be right; G is so flat that a rough w will do for it. tail() is twice t M(t) and mills() twice M(t):
+  // tail_single() halves the product.
   template <class T>
   struct SingleFactors<T, 0> {
     T t, sum, inverse;
@@ -176,6 +187,10 @@ struct Gelu {
     GELU_EXT_FN T tail() const {
       const T w = quotient(t, sum, mul_add(0.5f, t, 1.0f - sum), inverse);
       return mul_add(w, rest_single(w), 0.5f * w);
+    }
+    GELU_EXT_FN T mills() const {
+      const T w = quotient(t, sum, mul_add(0.5f, t, 1.0f - sum), inverse);
+      return quotient(rest_single(w) + 0.5f, sum, mul_add(0.5f, t, 1.0f - sum), inverse);
     }
     GELU_EXT_FN T slope() const { return from_root<SinglePrecision>(t, slope_over_root_single(t * inverse)); }
   };
@@ -245,18 +260,18 @@ struct Gelu {
 
   // Phi(-t) = erfc(t/sqrt 2)/2. Rounding z = t/sqrt 2 alone would cost t^2 2^-53, so its error r is carried along:
   // erfc(z + r) = erfc(z) (1 - 2 z r), nearly, in the tail where it counts.
-  static GELU_EXT_FN double upper_tail(double t) {
+  static GELU_EXT_FN double upper_tail(double t, double t_lo = 0) {
     constexpr double c_hi = 0x1.6a09e667f3bcdp-1, c_lo = -0x1.bdd3413b26456p-55;  // sqrt(1/2) = 0.7071068
     const double z = t * c_hi;
-    const double r = fused(t, c_hi, -z) + t * c_lo;
+    const double r = fused(t, c_hi, -z) + (t * c_lo + t_lo * c_hi);
     const double p = 0.5 * ::erfc(z);
     return p - p * (2.0 * z * r);
   }
 
   // phi(t); phi(0) = 0.3989423
-  static GELU_EXT_FN double density(double t) {
+  static GELU_EXT_FN double density(double t, double t_lo = 0) {
     const double square = t * t;
-    return 0x1.9884533d43651p-2 * ::exp(-0.5 * square) * (1.0 - 0.5 * fused(t, t, -square));
+    return 0x1.9884533d43651p-2 * ::exp(-0.5 * square) * (1.0 - (0.5 * fused(t, t, -square) + t * t_lo));
   }
 };
 
@@ -772,6 +787,16 @@ struct Gate {
     return {value(x, both.tail), slope(x, both.slope)};
   }
 
+  // From the slope at -|x|.
+  template <class Slope>
+  static GELU_EXT_FN T slope(T x, Slope s) {
+    if constexpr (is_pack<T>) {
+      return complement_where_positive(x, s.value());
+    } else {
+      return x > 0 ? s.subtracted_from(1) : s.plus(max0(x));
+    }
+  }
+
  private:
   GELU_EXT_FN T clamped(T x) const { return clamped_magnitude(x, limit); }
 
@@ -788,15 +813,6 @@ struct Gate {
   static GELU_EXT_FN T value(T x, Tail tail) {
     return tail.subtracted_from(max0(x));
   }
-
-  template <class Slope>
-  static GELU_EXT_FN T slope(T x, Slope s) {
-    if constexpr (is_pack<T>) {
-      return complement_where_positive(x, s.value());
-    } else {
-      return x > 0 ? s.subtracted_from(1) : s.plus(max0(x));
-    }
-  }
 };
 
 template <class Act, class P>
@@ -811,6 +827,98 @@ struct Activation<Act, P, true> {
 
  private:
   static GELU_EXT_FN Gate<Act, P> gate() { return {Act(), Act::template limit<P>}; }
+};
+
+// z Phi(y) and its derivatives, y = (z - mu)/sigma: GELU with another mean and deviation. With t = |y|, z' = z for y >
+// 0 and -z below, E and the Mills ratio M as of Gelu,
+//     value       (z for y > 0, else 0) - z' E M(t)
+//     by z        (1 for y > 0, else 0) -+ (E M(t) - z'/sigma phi(t))
+//     by mu       -z/sigma phi(t)               by sigma    y times that
+// For mu = 0 and sigma = 1, where z' = t, value and slope are Gelu's to the bit: in float32 its own polynomials are
+// chosen, as they are not those of M. sigma is above 0, or all is NaN.
+template <class P>
+struct GaussianGate {
+  using T = typename P::type;
+  using S = typename P::scalar;
+  struct Slopes {
+    T by_z, by_mu, by_sigma;
+  };
+
+  GELU_EXT_FN GaussianGate(T z, T mu, T sigma) : z(z) {
+    const T distance = z - mu;
+    const T inverse = where_above(sigma, S(0), inverse_of(sigma), T(static_cast<S>(NAN)));
+    const auto y_and_rest = quotient_and_rest(distance, lost(z, mu, distance), sigma, inverse, kFar);
+    y = y_and_rest.quotient;
+    t = clamped_magnitude_or_nan(y, Gelu::limit<P>);
+    t_lo = where_above(y, S(0), y_and_rest.rest, -y_and_rest.rest);
+    // Where all has vanished, an infinite factor must not meet it: there t does for every factor.
+    const T magnitude = clamped_magnitude_or_nan(y, kFar), signed_t = where_above(y, S(0), t, -t);
+    near = where_at_most(magnitude, Gelu::limit<P>, z, signed_t);
+    const T quotient = quotient_and_rest(z, T(0.0f), sigma, inverse, kLarge).quotient;
+    ratio = where_at_most(magnitude, Gelu::limit<P>, quotient, signed_t);
+  }
+
+  GELU_EXT_FN T value() const {
+    // 0 is taken with what is above it, and its sign is z's.
+    const T from = where_at_most(-y, S(0), z, T(-0.0f)), weight = where_at_most(-y, S(0), near, -near) + T(0.0f);
+    if constexpr (is_double<P>) {
+      return mul_add(-weight, Gelu::upper_tail(t, t_lo), from);
+    } else if constexpr (is_single<P>) {
+      const Exp2<P> e(Gelu::gauss_single<P>(t, t_lo));
+      using Factors = Gelu::SingleFactors<T>;
+      const T factor = where_equal(weight, t, Factors::tail(t), weight * Factors(t).mills());
+      return Gelu::tail_single(e, factor).subtracted_from(from);
+    } else {
+      return Gelu::upper_tail_low<P>(t).times(weight).subtracted_from(from);
+    }
+  }
+
+  GELU_EXT_FN Slopes slopes() const {
+    const T toward = where_above(y, S(0), ratio, -ratio);
+    if constexpr (is_double<P>) {
+      const T density = Gelu::density(t, t_lo);
+      return with_slopes(Product<T>{mul_add(-toward, density, Gelu::upper_tail(t, t_lo)), 1.0}, density);
+    } else if constexpr (is_single<P>) {
+      // phi(t)/E, with what rounding kGauss has made of E
+      constexpr float phi_0 = 0x1.988454p-2f, correction = static_cast<float>(phi_0 * (-0.5 - Gelu::kGauss / kLog2E));
+      const Exp2<P> e(Gelu::gauss_single<P>(t, t_lo));
+      using Factors = Gelu::SingleFactors<T>;
+      const Factors factors(t);
+      const T density = mul_add(T(correction), t * t, T(phi_0));
+      const T mills = kPieces<T> != 0 ? factors.mills() : T(0.5f) * factors.mills();
+      const T factor = where_equal(toward, t, Factors::slope(t), mul_add(-toward, density, mills));
+      return with_slopes(e.times(factor), e.times(density).value());
+    } else {
+      const T e = scaled_exp2<P>(t * t, Gelu::kGauss), s = Gelu::from_root<P>(t, Gelu::slope_factor_low(t));
+      return with_slopes(Product<T>{mul_add(t - toward, T(Gelu::kScaledDensity), s), e}, T(Gelu::kScaledDensity) * e);
+    }
+  }
+
+ private:
+  static constexpr S kFar = 64;         // beyond it all has vanished
+  static constexpr S kLarge = 0x1p100;  // a quotient that does not overflow
+
+  // What a subtraction has lost; 16-bit results do without.
+  static GELU_EXT_FN T lost(T a, T b, T difference) {
+    if constexpr (is_single<P> || is_double<P>) {
+      const T b_used = a - difference;
+      return (a - (difference + b_used)) + (b_used - b);
+    } else {
+      return 0.0f;
+    }
+  }
+  static GELU_EXT_FN T inverse_of(T sigma) {
+    if constexpr (is_double<P>) return 1 / sigma;
+    return reciprocal(sigma);
+  }
+
+  template <class Below>
+  GELU_EXT_FN Slopes with_slopes(Below below, T density) const {
+    const T by_mu = product(-ratio, density);
+    return {Gate<Gelu, P>::slope(y, below), by_mu, product(by_mu, t) * where_above(y, S(0), T(1.0f), T(-1.0f))};
+  }
+
+  T z, y, t, t_lo, near, ratio;
 };
 
 }  // namespace gelu_ext

@@ -47,6 +47,8 @@ constexpr std::tuple kOperations{
               act_mul, act_mul_backward, check_act_mul},
     Operation{"clamped_swiglu", "Tensor x, Tensor? bias, float alpha, float limit, float offset, str layout",
               clamped_swiglu, clamped_swiglu_backward, check_clamped_swiglu},
+    Operation{"gaussian_gelu", "Tensor x, Tensor mu, Tensor sigma, Tensor? bias", gaussian_gelu, gaussian_gelu_backward,
+              check_gaussian_gelu},
 };
 
 template <class F>

@@ -1,5 +1,6 @@
 #include "checks.h"
 
+#include <ATen/Dispatch.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
@@ -71,6 +72,19 @@ void check_finite(const char* op, const char* name, double number) {
 void check_positive(const char* op, const char* name, double number) {
   TORCH_CHECK_VALUE(std::isfinite(number) && number > 0, op, ": expected ", name,
                     " to be a finite number above 0, got ", number);
+}
+
+void check_all_positive(const char* op, const char* name, const Tensor& vector) {
+  const auto keys =
+      vector.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView - c10::autocast_dispatch_keyset;
+  if (keys.highestPriorityTypeId() != c10::DispatchKey::CPU) return;  // its numbers are elsewhere, or none
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, vector.scalar_type(), "check_all_positive", [&] {
+    const auto* data = vector.const_data_ptr<scalar_t>();
+    for (int64_t i = 0; i < vector.size(0); ++i) {
+      const auto number = static_cast<double>(data[i * vector.stride(0)]);
+      TORCH_CHECK_VALUE(number > 0, op, ": expected ", name, " above 0, got ", number);
+    }
+  });
 }
 
 void check_packed(const char* op, const Tensor& x) {

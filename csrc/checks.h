@@ -22,6 +22,9 @@ bool is_interleaved(const char* op, std::string_view layout);
 void check_finite(const char* op, const char* name, double number);
 void check_positive(const char* op, const char* name, double number);
 
+// Numbers above 0 alone, where that can be seen without waiting for a device.
+void check_all_positive(const char* op, const char* name, const Tensor& vector);
+
 // Two operands side by side in x, or in turn.
 void check_packed(const char* op, const Tensor& x);
 

@@ -118,6 +118,31 @@ struct InterleavedClampedSwiglu : ClampedSwiglu {
   static constexpr int matrices = 1;
 };
 
+// z0 Phi((z0 - mu)/sigma), GELU with a mean and a deviation along the columns
+struct GaussianGelu {
+  static constexpr int operands = 1, matrices = 1, vectors = 3, parameters = 0;
+  using Only = Gelu;
+
+  template <class F, class In>
+  static GELU_EXT_FN auto value(const In& in) {
+    return gate<F>(in).value();
+  }
+
+  template <class F, class In>
+  static GELU_EXT_FN auto gradients(const In& in) {
+    const auto slopes = gate<F>(in).slopes();
+    const auto grad_out = in.grad_out();
+    return Terms<typename F::T, 3>{
+        {product(grad_out, slopes.by_z), product(grad_out, slopes.by_mu), product(grad_out, slopes.by_sigma)}};
+  }
+
+ private:
+  template <class F, class In>
+  static GELU_EXT_FN GaussianGate<typename F::Precision> gate(const In& in) {
+    return {in.z(Index<0>()), in.vector(Index<1>()), in.vector(Index<2>())};
+  }
+};
+
 // The list. To add an operation: a struct above, its name here; then see CONTRIBUTING.md.
 template <class... Ops>
 struct OperationList {
@@ -133,6 +158,6 @@ struct OperationList {
     return index;
   }
 };
-using Operations = OperationList<BiasAct, ActMul, ClampedSwiglu, InterleavedClampedSwiglu>;
+using Operations = OperationList<BiasAct, ActMul, ClampedSwiglu, InterleavedClampedSwiglu, GaussianGelu>;
 
 }  // namespace gelu_ext

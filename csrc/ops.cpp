@@ -102,6 +102,11 @@ Layout clamped(const Tensor& x, double alpha, double limit, double offset, bool 
   return layout;
 }
 
+// x, mu, sigma, bias
+Layout gaussian(const Tensor& x) {
+  return {Operations::index<GaussianGelu>(), width_of(x), {{0, 0}}, {{3, 0}, {1, 0}, {2, 0}}};
+}
+
 std::vector<int64_t> half_sizes(const Tensor& x) {
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() /= 2;
@@ -236,6 +241,16 @@ void check_clamped_swiglu(const char* op, const Tensor& x, const OptionalTensor&
   check_bias(op, "bias", bias, "x", x);
 }
 
+void check_gaussian_gelu(const char* op, const Tensor& x, const Tensor& mu, const Tensor& sigma,
+                         const OptionalTensor& bias) {
+  if (any_symbolic(&x, &mu, &sigma, pointer(bias))) return;
+  check_tensor(op, "x", x);
+  check_bias(op, "mu", mu, "x", x);
+  check_bias(op, "sigma", sigma, "x", x);
+  check_bias(op, "bias", bias, "x", x);
+  check_all_positive(op, "sigma", sigma);
+}
+
 Tensor bias_act(const Tensor& x, const OptionalTensor& bias, std::string_view activation) {
   check_bias_act("bias_act", x, bias, activation);
   return Call<2>("bias_act", whole(x), activation, {&x, pointer(bias)}).forward(x.sizes());
@@ -296,6 +311,20 @@ std::tuple<Tensor, Tensor> clamped_swiglu_backward(const Tensor& grad_out, const
   check_grad("clamped_swiglu", grad_out, half_sizes(x), x);
   const Layout of = clamped(x, alpha, limit, offset, is_interleaved("clamped_swiglu", layout));
   return Call<2>("clamped_swiglu", of, Silu::name, {&x, pointer(bias)}).backward(grad_out, needs);
+}
+
+Tensor gaussian_gelu(const Tensor& x, const Tensor& mu, const Tensor& sigma, const OptionalTensor& bias) {
+  check_gaussian_gelu("gaussian_gelu", x, mu, sigma, bias);
+  return Call<4>("gaussian_gelu", gaussian(x), Gelu::name, {&x, &mu, &sigma, pointer(bias)}).forward(x.sizes());
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_gelu_backward(const Tensor& grad_out, const Tensor& x,
+                                                                  const Tensor& mu, const Tensor& sigma,
+                                                                  const OptionalTensor& bias,
+                                                                  std::array<bool, 4> needs) {
+  check_gaussian_gelu("gaussian_gelu", x, mu, sigma, bias);
+  check_grad("gaussian_gelu", grad_out, x.sizes(), x);
+  return Call<4>("gaussian_gelu", gaussian(x), Gelu::name, {&x, &mu, &sigma, pointer(bias)}).backward(grad_out, needs);
 }
 
 }  // namespace gelu_ext

@@ -31,6 +31,9 @@ Tensor act_mul(const Tensor& activated, const Tensor& linear, const OptionalTens
 Tensor clamped_swiglu(const Tensor& x, const OptionalTensor& bias, double alpha, double limit, double offset,
                       std::string_view layout);
 
+// z Phi((z - mu)/sigma), z = x + bias: x [..., C], mu, sigma and bias [C] -> [..., C]
+Tensor gaussian_gelu(const Tensor& x, const Tensor& mu, const Tensor& sigma, const OptionalTensor& bias);
+
 // Gradients of the above, one for each tensor. One that is not needed is an empty tensor of one dimension.
 std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
                                              std::string_view activation, std::array<bool, 2> needs);
@@ -40,6 +43,10 @@ std::tuple<Tensor, Tensor> glu_backward(const Tensor& grad_out, const Tensor& x,
 std::tuple<Tensor, Tensor> clamped_swiglu_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
                                                    double alpha, double limit, double offset, std::string_view layout,
                                                    std::array<bool, 2> needs);
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_gelu_backward(const Tensor& grad_out, const Tensor& x,
+                                                                  const Tensor& mu, const Tensor& sigma,
+                                                                  const OptionalTensor& bias,
+                                                                  std::array<bool, 4> needs);
 std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul_backward(const Tensor& grad_out, const Tensor& activated,
                                                             const Tensor& linear, const OptionalTensor& activated_bias,
                                                             const OptionalTensor& linear_bias,
@@ -55,5 +62,7 @@ void check_act_mul(const char* op, const Tensor& activated, const Tensor& linear
                    const OptionalTensor& linear_bias, std::string_view activation);
 void check_clamped_swiglu(const char* op, const Tensor& x, const OptionalTensor& bias, double alpha, double limit,
                           double offset, std::string_view layout);
+void check_gaussian_gelu(const char* op, const Tensor& x, const Tensor& mu, const Tensor& sigma,
+                         const OptionalTensor& bias);
 
 }  // namespace gelu_ext

@@ -220,6 +220,12 @@ GELU_EXT_FN T where_at_most(T x, T bound, T a, T b) {
   return x > bound ? b : a;
 }
 
+// a where x == y, else b
+template <class T>
+GELU_EXT_FN T where_equal(T x, T y, T a, T b) {
+  return x == y ? a : b;
+}
+
 // |y| with the sign of x
 GELU_EXT_FN float with_sign_of(float x, float y) { return __builtin_copysignf(y, x); }
 GELU_EXT_FN double with_sign_of(double x, double y) { return __builtin_copysign(y, x); }
@@ -263,6 +269,19 @@ template <class T>
 GELU_EXT_FN T quotient(T a, T b, T b_lo, T q) {
   const T rough = a * q;
   return mul_add(mul_add(-b_lo, rough, fused(-b, rough, a)), q, rough);
+}
+
+// a / b to about half a unit in the last place, given q = 1/b to 2^-13, and the rest, which the quotient has lost. a
+// may be infinite, and has an error, a_lo. From `most` on a rough quotient without a rest will do.
+template <class T>
+struct QuotientAndRest {
+  T quotient, rest;
+};
+template <class T, class S>
+GELU_EXT_FN QuotientAndRest<T> quotient_and_rest(T a, T a_lo, T b, T q, S most) {
+  const T rough = a * q, magnitude = clamped_magnitude_or_nan(rough, most + most);
+  const T exact = where_at_most(magnitude, most, quotient(a, b, q), rough);
+  return {exact, where_at_most(magnitude, most, mul_add(fused(-exact, b, a), q, a_lo * q), T(0.0f))};
 }
 
 // How many numbers an instruction can look up in one register of T: so many pieces an interval is divided into, each

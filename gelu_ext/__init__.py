@@ -10,6 +10,7 @@ from .functional import (
     bias_gelu,
     clamped_swiglu,
     decompositions,
+    gaussian_gelu,
     geglu,
     gelu_mul,
     glu,
@@ -19,8 +20,9 @@ from .functional import (
 from .hf import register_with_transformers
 from .linear import interleave_halves
 from .mlp import act_mul_mlp, geglu_mlp, gelu_mul_mlp, glu_mlp, mlp
-from .modules import GEGLU, GEGLUMLP, GELU, GLU, GLUMLP, MLP, BiasAct, BiasGELU
+from .modules import GEGLU, GEGLUMLP, GELU, GLU, GLUMLP, MLP, BiasAct, BiasGELU, GaussianGELU
 from .patch import patch, patched, unpatch
+from .stochastic import stochastic_gelu
 
 # Once the operators exist, at import or after jit.load().
 _native.on_load(_fake.register)
@@ -34,6 +36,7 @@ __all__ = [
     "MLP",
     "BiasAct",
     "BiasGELU",
+    "GaussianGELU",
     "__version__",
     "act_mul",
     "act_mul_mlp",
@@ -43,6 +46,7 @@ __all__ = [
     "build_info",
     "clamped_swiglu",
     "decompositions",
+    "gaussian_gelu",
     "geglu",
     "geglu_mlp",
     "gelu_mul",
@@ -57,6 +61,7 @@ __all__ = [
     "patched",
     "register_with_transformers",
     "silu_mul",
+    "stochastic_gelu",
     "swiglu",
     "unpatch",
 ]

@@ -82,11 +82,26 @@ def check_bool(op: str, name: str, flag: object) -> None:
         raise TypeError(f"{op}: expected {name} to be a bool, got {flag!r}")
 
 
+def check_generator(op: str, generator: Any, device: torch.device) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"{op}: expected generator to be a torch.Generator, got {type(generator).__name__}")
+    if generator.device.type != device.type:
+        raise RuntimeError(f"{op}: expected generator on device {device.type}, got {generator.device.type}")
+
+
+def check_count(op: str, name: str, count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{op}: expected {name} to be an int above 0, got {count!r}")
+
+
 _OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "activation": check_activation,
     "approximate": check_approximate,
     "activated": check_activated,
     "recompute": lambda op, flag: check_bool(op, "recompute", flag),
+    "num_parameters": lambda op, count: check_count(op, "num_parameters", count),
 }
 
 

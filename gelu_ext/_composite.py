@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ._activations import ACTIVATIONS
 
+_SQRT_HALF = 0.7071067811865476
+
 
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
     return _widened(x) if bias is None else _widened(x) + _widened(bias)
@@ -46,6 +48,15 @@ def clamped_swiglu(x: Tensor, bias: Tensor | None, alpha: float, limit: float, o
     gate, linear = gate.clamp(max=limit), linear.clamp(-limit, limit)
     swish = ACTIVATIONS["silu"].composite(alpha * gate) / alpha
     return (swish * (linear + offset)).to(x.dtype)
+
+
+def gaussian_gelu(x: Tensor, mu: Tensor, sigma: Tensor, bias: Tensor | None) -> Tensor:
+    z, mu, sigma = _biased(x, bias), _widened(mu), _widened(sigma)
+    # As of gelu: far out Phi is 1 or 0, and the formula sees a harmless number instead.
+    far = ((z - mu) / sigma).abs() > (40.0 if z.dtype == torch.float64 else 14.9)
+    near = z.masked_fill(far, 0.0)
+    out = near * (0.5 * torch.erfc((near - mu) / sigma * -_SQRT_HALF))
+    return torch.where(far & (z > mu), z, out).to(x.dtype)
 
 
 def vjp(

@@ -37,3 +37,8 @@ def clamped_swiglu(x: Tensor, bias: Tensor | None, alpha: float, limit: float, o
     gate, linear = (z[..., ::2], z[..., 1::2]) if layout == "interleaved" else z.chunk(2, -1)
     gate, linear = gate.clamp(max=limit), linear.clamp(-limit, limit)
     return gate * torch.sigmoid(alpha * gate) * (linear + offset)
+
+
+def gaussian_gelu(x: Tensor, mu: Tensor, sigma: Tensor, bias: Tensor | None) -> Tensor:
+    z = _plus(x, bias)
+    return 0.5 * z * (1 + torch.erf((z - mu.to(x.dtype)) / (sigma.to(x.dtype) * 2**0.5)))

@@ -21,7 +21,7 @@ from ._activations import GELUS
 class Operation:
     name: str  # of the public function, the operator and the native function
     matrices: tuple[str, ...]
-    vectors: tuple[str, ...]  # along the columns: the biases
+    vectors: tuple[str, ...]  # along the columns: biases, and others
     names: tuple[str, ...]  # of the arguments that are no tensors: the activation first, where it takes any
     composite: Callable[..., Tensor]  # the same in torch's own differentiable operations
     eager: Callable[..., Tensor]  # and as a model spells it in torch
@@ -93,4 +93,12 @@ CLAMPED_SWIGLU = Operation(
     _eager.clamped_swiglu,
     halves=2,
 )
-OPERATIONS: dict[str, Operation] = {op.name: op for op in (BIAS_ACT, GLU, ACT_MUL, CLAMPED_SWIGLU)}
+GAUSSIAN_GELU = Operation(
+    "gaussian_gelu",
+    ("x",),
+    ("mu", "sigma", "bias"),
+    (),
+    _composite.gaussian_gelu,
+    _eager.gaussian_gelu,
+)
+OPERATIONS: dict[str, Operation] = {op.name: op for op in (BIAS_ACT, GLU, ACT_MUL, CLAMPED_SWIGLU, GAUSSIAN_GELU)}

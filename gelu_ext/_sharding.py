@@ -83,7 +83,8 @@ def _register() -> None:
             operator = getattr(torch.ops.gelu_ext, op.name + suffix).default
             register_sharding(operator)(rule)
             # DTensor remembers results by tensors and by the arguments from here on: what is needed matters.
-            first = next(i for i, arg in enumerate(operator._schema.arguments) if "Tensor" not in str(arg.type))
+            arguments = operator._schema.arguments
+            first = next((i for i, arg in enumerate(arguments) if "Tensor" not in str(arg.type)), len(arguments))
             propagator.op_to_schema_info[operator] = RuntimeSchemaInfo(static_argnum=first)
 
 

@@ -92,7 +92,7 @@ def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Te
     parts = {"matrices": op.matrices, "vectors": op.vectors, "tensors": op.tensors, "names": op.names}
     parts |= {"args": op.tensors + op.names}
     parts |= {"kept": tuple(f"_native.copy_of_vector({vector})" for vector in op.vectors)}
-    written = {name: ", ".join(part) + "," * (name != "args") for name, part in parts.items()}
+    written = {name: ", ".join(part) + "," * (name != "args" and len(part) > 0) for name, part in parts.items()}
     source = _STEPS.format(name=op.name, count=len(op.tensors), **written)
     called = {"as_it_was": as_it_was, "op": op, "composite": op.composite, "of_names": (None,) * len(op.names)}
     home = {**globals(), **called}
@@ -153,7 +153,7 @@ def _in_dtype_of_first(op: Operation, tensors: tuple[Tensor | None, ...]) -> lis
 _WRITTEN_OUT = {op.name: _written_out(op) for op in OPERATIONS.values()}
 CALLS = {name: all_steps for name, (all_steps, _) in _WRITTEN_OUT.items()}
 _bias_act, _glu, _act_mul = CALLS["bias_act"], CALLS["glu"], CALLS["act_mul"]
-_clamped_swiglu = CALLS["clamped_swiglu"]
+_clamped_swiglu, _gaussian_gelu = CALLS["clamped_swiglu"], CALLS["gaussian_gelu"]
 
 
 def bias_act(x: Tensor, bias: Tensor | None = None, *, activation: str) -> Tensor:
@@ -394,6 +394,44 @@ def clamped_swiglu(
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
     return _clamped_swiglu("clamped_swiglu", x, bias, alpha, limit, offset, layout)
+
+
+def gaussian_gelu(x: Tensor, mu: Tensor | float, sigma: Tensor | float, bias: Tensor | None = None) -> Tensor:
+    r"""GELU of a normal distribution with mean ``mu`` and deviation ``sigma``: ``z * Phi((z - mu) / sigma)``,
+
+    where ``z = x + bias`` and Phi is the distribution function of the standard normal distribution. With ``mu`` 0 and
+    ``sigma`` 1 the result, and the gradients of x and bias, are those of :func:`gelu_ext.bias_gelu` to the bit.
+    (Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415, section 2.)
+
+    Args:
+        x: ``[..., C]``, float64, float32, float16 or bfloat16, of any strides.
+        mu: a number, or a tensor of one element or ``[C]``, of x's dtype or float32, on x's device.
+        sigma: likewise, above 0.
+        bias: ``[C]`` or None, of x's dtype or float32.
+
+    Returns:
+        A new contiguous tensor of x's shape and dtype. The gradients of x, mu, sigma and bias come from one pass over
+        the data; the sums run in float32 (float64) in a fixed order.
+
+    Raises:
+        ValueError: a shape other than the above, or ``sigma`` not above 0. That is looked for where it can be seen at
+            once: on CUDA, and in compiled graphs, columns whose sigma is not above 0 are NaN.
+        TypeError: not a tensor (or number), or a dtype other than the above.
+        RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+    """
+    return _gaussian_gelu("gaussian_gelu", x, _per_column("mu", mu, x), _per_column("sigma", sigma, x), bias)
+
+
+def _per_column(name: str, number: Any, x: Any) -> Any:
+    """One number for all columns as a vector of the operation: ``[C]``."""
+    if not isinstance(x, Tensor) or x.dim() == 0:  # which the operation refuses
+        return number
+    if isinstance(number, Tensor):
+        return number.expand(x.shape[-1]) if number.dim() == 0 or number.shape == (1,) else number
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
+        raise TypeError(f"gaussian_gelu: expected {name} to be a number or a Tensor, got {type(number).__name__}")
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.full((x.shape[-1],), number, dtype=wide, device=x.device)
 
 
 def elementwise(x: Tensor, activation: str) -> Tensor:

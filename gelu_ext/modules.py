@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._activations import GELUS
 from ._checks import activation_or_form, check_approximate, check_options
-from .functional import bias_act, bias_gelu, elementwise, geglu, glu
+from .functional import bias_act, bias_gelu, elementwise, gaussian_gelu, geglu, glu
 from .linear import any_global_hooks, is_plain_linear
 from .mlp import geglu_mlp, glu_mlp, mlp
 
@@ -113,6 +113,34 @@ class BiasGELU(_WithBias):
 
     def forward(self, x: Tensor) -> Tensor:
         return bias_gelu(x, self.bias, approximate=self.approximate)
+
+
+class GaussianGELU(_Shell):
+    """:func:`gelu_ext.gaussian_gelu` with a learned mean and deviation: ``x * Phi((x - mu) / exp(log_sigma))``.
+
+    The deviation is kept above 0 by its logarithm, which is the parameter. Both start at 0: at first it is GELU.
+
+    Args:
+        num_parameters: 1 for all columns, or the width C of the input for one of each column.
+        device, dtype: of the parameters ``mu`` and ``log_sigma``.
+
+    Raises:
+        ValueError: ``num_parameters`` not an int above 0.
+    """
+
+    def __init__(
+        self,
+        num_parameters: int = 1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_parameters=num_parameters)
+        for name in ("mu", "log_sigma"):
+            self.register_parameter(name, nn.Parameter(torch.zeros(num_parameters, device=device, dtype=dtype)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gaussian_gelu(x, self.mu, self.log_sigma.exp())
 
 
 class GLU(_WithBias):

@@ -248,6 +248,24 @@ def compare_with_plain(mesh, call: Call, x: Tensor, other: Tensor | None, p, q) 
             assert_close(full(a), b)
 
 
+def check_gaussian_gelu_in_every_placement(mesh) -> None:
+    """Its vectors lie as a bias does."""
+    x, (mu, sigma, bias) = randn((4, 3, 4), F64), (randn((4,), F64, seed=i) for i in (1, 2, 3))
+    plain = [t.requires_grad_() for t in (x, mu, sigma.abs() + 0.3, bias)]
+    expected = gelu_ext.gaussian_gelu(*plain)
+    grad_out = randn(expected.shape, F64, seed=4)
+    truth = torch.autograd.grad(expected, plain, grad_out)
+    for p in (Replicate(), Shard(0), Shard(1), Shard(2)):
+        for q in (Replicate(), Shard(0)):
+            sharded = [distribute_tensor(t.detach(), mesh, [q if i else p]) for i, t in enumerate(plain)]
+            sharded = [t.requires_grad_() for t in sharded]
+            out = gelu_ext.gaussian_gelu(*sharded)
+            assert_close(full(out), expected)
+            got = torch.autograd.grad(out, sharded, distribute_tensor(grad_out, mesh, out.placements))
+            for a, b in zip(got, truth, strict=True):
+                assert_close(full(a), b)
+
+
 def check_partial_sums_are_reduced_first(mesh) -> None:
     x = randn((4, 8), F64)
     partial = DTensor.from_local(x, mesh, [Partial()])

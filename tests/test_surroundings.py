@@ -215,6 +215,8 @@ def test_symbolic_traces_of_every_function():
             gelu_ext.glu(x, b, **act),
             gelu_ext.act_mul(x, y, b, None, **act),
             gelu_ext.act_mul(x, y, b, b, **act),
+            gelu_ext.clamped_swiglu(x, b, limit=1.0, layout="first"),
+            gelu_ext.gaussian_gelu(x, b, 2.0),
         )
 
     x, y, b = torch.randn(3, H), torch.randn(3, H), torch.randn(H)

@@ -144,6 +144,17 @@ GELU_EXT_FN Floats where_at_most(Floats x, float bound, Floats a, Floats b) {
 #endif
 }
 
+// a where x == y, else b
+GELU_EXT_FN Floats where_equal(Floats x, Floats y, Floats a, Floats b) {
+#if defined(GELU_EXT_HAS_AVX512)
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ), b, a);
+#elif defined(GELU_EXT_HAS_AVX2)
+  return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_EQ_OQ));
+#else
+  return x == y ? a : b;
+#endif
+}
+
 GELU_EXT_FN Floats with_sign_of(Floats x, Floats y) {
   return from_bits((to_bits(y) & 0x7fffffffu) | (to_bits(x) & 0x80000000u));
 }
@@ -266,6 +277,9 @@ struct Pack<N, std::integer_sequence<int, I...>> {
   }
   friend GELU_EXT_FN Pack where_at_most(Pack x, float bound, Pack a, Pack b) {
     return {where_at_most(x.part[I], bound, a.part[I], b.part[I])...};
+  }
+  friend GELU_EXT_FN Pack where_equal(Pack x, Pack y, Pack a, Pack b) {
+    return {where_equal(x.part[I], y.part[I], a.part[I], b.part[I])...};
   }
   friend GELU_EXT_FN Pack with_sign_of(Pack x, Pack y) { return {with_sign_of(x.part[I], y.part[I])...}; }
   friend GELU_EXT_FN Pack rough_reciprocal(Pack x) { return {rough_reciprocal(x.part[I])...}; }

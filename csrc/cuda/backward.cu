@@ -7,8 +7,7 @@ namespace gelu_ext::cuda {
 namespace {
 
 template <class Op, class Columns, Wanted kWanted>
-inline constexpr Tuning kTuning =
-    Columns::tuned(backward_tuning(Op::operands, Op::parameters, kWanted, Columns::dtype, kArchitecture));
+inline constexpr Tuning kTuning = Columns::tuned(backward_tuning(kSizes<Op>, kWanted, Columns::dtype, kArchitecture));
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
@@ -108,7 +107,7 @@ void with_wanted(Wanted wanted, F&& f) {
 }
 
 LaunchShape shape_of(const Backward& p, const Device& device) {
-  const Tuning tuning = backward_tuning(p.operands(), p.parameters(), wanted_of(p), p.dtype, device.architecture);
+  const Tuning tuning = backward_tuning(sizes_of(p), wanted_of(p), p.dtype, device.architecture);
   return launch_shape(p, tuning, sums_wanted(p), device);
 }
 

@@ -6,7 +6,7 @@ namespace gelu_ext::cuda {
 namespace {
 
 template <class Op, class Columns>
-inline constexpr Tuning kTuning = Columns::tuned(forward_tuning(Op::operands, Columns::dtype, kArchitecture));
+inline constexpr Tuning kTuning = Columns::tuned(forward_tuning(kSizes<Op>, Columns::dtype, kArchitecture));
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
@@ -34,7 +34,7 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
 
   template <class Act, class Columns>
   GELU_EXT_DEVICE void run() const {
-    using F = Activation<Act, ForwardPrecision<Act, Columns>>;
+    using F = Activation<Act, ForwardPrecision<Op, Act, Columns>>;
     using T = typename F::T;
     using Values = typename Columns::Values;
     const Columns columns(cols, piece);
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns>
 }
 
 int launch(const Forward& p, const Device& device, void* stream) {
-  const LaunchShape shape = launch_shape(p, forward_tuning(p.operands(), p.dtype, device.architecture), false, device);
+  const LaunchShape shape = launch_shape(p, forward_tuning(sizes_of(p), p.dtype, device.architecture), false, device);
   with_types(p, [&](auto op, auto act, auto dtype) {
     using Op = decltype(op);
     const Arguments<Op> arguments(p, shape);

@@ -75,10 +75,11 @@ struct PairPrecision : LowPrecision {
   using type = Pair;
 };
 
-// What a forward kernel computes in. Other functions than gates, and backward kernels, which keep more numbers, would
-// load less at a time for want of registers.
-template <class Act, class Columns>
-using ForwardPrecision = std::conditional_t<kComputesInPairs && is_gate<Act> && size_of(Columns::dtype) == 2,
+// What a forward kernel computes in. Other functions than gates, operations with vectors of their own, and backward
+// kernels, which keep more numbers, would load less at a time for want of registers.
+template <class Op, class Act, class Columns>
+using ForwardPrecision = std::conditional_t<kComputesInPairs && is_gate<Act> && !kSizes<Op>.has_own_vectors() &&
+                                                size_of(Columns::dtype) == 2,
                                             PairPrecision, typename Columns::precision>;
 
 // How many elements make a T; those from k on of a thread's values.

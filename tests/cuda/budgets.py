@@ -69,7 +69,7 @@ KINDS = {f"{snake(struct)}_{way}": (n, way) for struct, n in OPERANDS.items() fo
 VECTOR_BYTES, SIZES = 16, {"float32": 4, "float16": 2, "bfloat16": 2}
 # KB that a multiprocessor loads at least at once; and what it should, by architecture: CUB's numbers for an A100 or
 # H100, an H200 and a B200. What is between them has a reason: of the architecture if it is 48 or more, of kernels of so
-# many operands if it is 32 or more, else of the activation.
+# many operands if it is 32 or more, else of the activation; or of the kernel.
 LEAST_IN_FLIGHT, IN_FLIGHT = 32, {80: 32, 90: 48, 100: 64}
 DELAYED = "the compiler delays loads for the sake of the formula's many intermediate results"
 REASONS = {
@@ -81,6 +81,8 @@ REASONS = {
     (2, "forward", 16): "two biases leave registers for three blocks, and the compiler delays the last load",
     (2, "backward", 16): "two biases and two sums are 32 registers of a thread: a fourth block would spill",
     (2, "backward", 32): "Blackwell's compiler delays loads of float32 for a fourth block",
+    "gaussian_gelu_forward": "bias, mean and deviation are 24 registers of a 16-bit thread: a third block would spill",
+    "gaussian_gelu_backward": "with their sums these are 48 registers: as before, and Blackwell's second row too",
     100: "what is in flight occupies registers; 64 KB would be a quarter of them, or take copies to shared memory",
     "mish": DELAYED,
     "tanh": DELAYED,
@@ -211,6 +213,8 @@ def reason_for_less(kernel: Kernel) -> str:
         return ""
     if found >= 48:
         return REASONS.get(kernel.architecture, "")
+    if kernel.op in REASONS:
+        return REASONS[kernel.op]
     if found >= LEAST_IN_FLIGHT:
         return REASONS.get((*KINDS[kernel.op], 32 if kernel.dtype == "float32" else 16), "")
     return REASONS.get(kernel.activation, "")

@@ -30,7 +30,7 @@ spec.loader.exec_module(_build)
 # Those of the operations and of what surrounds them. The others are about the build, the CPU kernels or other programs.
 TESTS = (
     "forward", "gradients", "edge_sizes", "edge_torch", "edge_values", "errors", "exhaustive", "operations", "opcheck",
-    "clamped_swiglu", "transforms", "subclasses", "autocast", "checkpoint", "modules", "mlp",
+    "clamped_swiglu", "gaussian_gelu", "transforms", "subclasses", "autocast", "checkpoint", "modules", "mlp",
 )  # fmt: skip
 
 

@@ -46,14 +46,14 @@ int main() {
       Backward p{};
       p.rows = rows, p.cols = cols;
       print(p, gated, dtype, bias, bias, device, [&](const Backward& part) {
-        return backward_tuning(part.operands(), part.parameters(), bias ? Wanted::matrices_and_sums : Wanted::matrices,
-                               part.dtype, device.architecture);
+        return backward_tuning(sizes_of(part), bias ? Wanted::matrices_and_sums : Wanted::matrices, part.dtype,
+                               device.architecture);
       });
     } else {
       Forward p{};
       p.rows = rows, p.cols = cols;
       print(p, gated, dtype, bias, false, device,
-            [&](const Forward& part) { return forward_tuning(part.operands(), part.dtype, device.architecture); });
+            [&](const Forward& part) { return forward_tuning(sizes_of(part), part.dtype, device.architecture); });
     }
   }
   return 0;
