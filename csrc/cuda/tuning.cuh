@@ -58,7 +58,7 @@ inline Sizes sizes_of(const Problem& p) { return {p.operands(), p.vectors(), p.p
 // would be delayed else.
 constexpr Tuning forward_tuning(Sizes op, DType dtype, int architecture) {
   if (dtype == DType::float64) return {1, 2};
-  if (op.has_own_vectors()) return tuned_by(dtype == DType::float32 ? Tuning{3, 2} : Tuning{4, 2});
+  if (op.has_own_vectors()) return tuned_by({2, 3});
   if (op.operands == 1) return tuned_by(is_turing(architecture) ? Tuning{2, 4} : Tuning{3, 4});  // it would spill
   return tuned_by(dtype == DType::float32 || architecture >= 1000 ? Tuning{1, 4} : Tuning{2, 3});
 }
@@ -70,11 +70,11 @@ enum class Wanted { matrices, matrices_and_sums, some };
 // With two operands their biases and sums are 32 registers of a 16-bit thread: a fourth block would spill. Blackwell's
 // compiler needs more, and delays loads of float32 for a fourth block. Of the rare kernels loads would be delayed too.
 // An operation with parameters has a longer formula, so that there it loads one row at a time. One with vectors of its
-// own has them and their sums in registers too: two blocks.
+// own has them and their sums in registers too.
 constexpr Tuning backward_tuning(Sizes op, Wanted wanted, DType dtype, int architecture) {
   const bool single = dtype == DType::float32, blackwell = architecture >= 1000;
   if (dtype == DType::float64) return {1, 2};
-  if (op.has_own_vectors()) return tuned_by(blackwell && !single ? Tuning{1, 2} : Tuning{2, 2});
+  if (op.has_own_vectors()) return tuned_by(single ? Tuning{1, 3} : Tuning{1, 2});
   if (op.operands == 1) return tuned_by(wanted == Wanted::some && !single ? Tuning{1, 4} : Tuning{2, 4});
   if (wanted == Wanted::matrices) return tuned_by({1, 4});
   if (blackwell && op.parameters != 0) return tuned_by({1, 3});
