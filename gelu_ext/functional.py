@@ -400,7 +400,7 @@ def gaussian_gelu(x: Tensor, mu: Tensor | float, sigma: Tensor | float, bias: Te
     r"""GELU of a normal distribution with mean ``mu`` and deviation ``sigma``: ``z * Phi((z - mu) / sigma)``,
 
     where ``z = x + bias`` and Phi is the distribution function of the standard normal distribution. With ``mu`` 0 and
-    ``sigma`` 1 the result, and the gradients of x and bias, are those of :func:`gelu_ext.bias_gelu` to the bit.
+    ``sigma`` 1 the result and the gradient of x are those of :func:`gelu_ext.bias_gelu` to the bit.
     (Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv:1606.08415, section 2.)
 
     Args:
