@@ -49,10 +49,11 @@ def saved_bytes(function: Callable[..., Any], *args: Any, exclude: Iterable[Tens
 def peak_bytes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """Bytes of memory at the peak of ``function(*args, **kwargs)``, above what was there before.
 
-    On the CPU every allocation and every free of torch's allocator is counted, so also what a C++ operator holds for a
-    while, and results written with ``out=``. If a tensor among the arguments, or a parameter of a module, is on CUDA, it
-    is the peak of ``torch.cuda.max_memory_allocated`` on that device, whose statistics are reset. What the call returns
-    is counted as long as it runs. It runs once, in the mode of the caller: for a backward, give a function that runs it.
+    On the CPU every allocation of torch's allocator during the call is counted until it is freed: also what a C++
+    operator holds for a while, its workspaces, and a few bytes for a number beside a tensor. Where a tensor among the
+    arguments, or a parameter of a module, is on CUDA, it is ``torch.cuda.max_memory_allocated`` of that device, whose
+    peak is reset. What the call returns counts. It runs once, in the caller's mode; to see a backward, give a function
+    that runs it.
 
     Args:
         function: a module or any callable.

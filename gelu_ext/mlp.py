@@ -195,13 +195,13 @@ def _in_tiles(
     pre: _Tensors,
 ) -> Tensor:
     """The MLP, a tile after the other; with the pre-activations in the tensors ``pre``, where they are to be kept."""
-    rows, kept = _rows(x), tuple(t if t is None else _rows(t) for t in pre)
-    out = x.new_empty(rows.shape[0], w2.shape[0])
+    out = x.new_empty(*x.shape[:-1], w2.shape[0])
+    rows, out_rows, kept = _rows(x), _rows(out), tuple(t if t is None else _rows(t) for t in pre)
     for part in _parts(rows, tile):
         places = (t if t is None else t[part] for t in kept)
         now = (_linear(rows[part], w, None, place) for w, place in zip(weights, places, strict=True))
-        _linear(_activate(op, (*now, *biases), names), w2, b2, out[part])
-    return out.view(*x.shape[:-1], w2.shape[0])
+        _linear(_activate(op, (*now, *biases), names), w2, b2, out_rows[part])
+    return out
 
 
 def _gradients_in_tiles(
@@ -216,24 +216,24 @@ def _gradients_in_tiles(
     biases: _Tensors,
     pre: _Tensors,
 ) -> _Tensors:
-    """As _gradients. Those of weights and biases are added up in float32 (float64), and rounded once."""
+    """As _gradients. Those of weights are added up in float32 (float64), and rounded once; of biases in float64."""
     wide = torch.promote_types(x.dtype, torch.float32)
     wide_biases = tuple(b if b is None else b.to(wide) for b in biases)  # whose gradients are of this dtype then
     whole = (w2, *weights, *biases)
     totals: list[Tensor | None] = [
-        torch.zeros(t.shape, dtype=wide, device=t.device) if need else None
+        torch.zeros(t.shape, dtype=wide if t.dim() == 2 else torch.float64, device=t.device) if need else None
         for need, t in zip(needs[1:], whole, strict=True)
     ]
     rows, grad_rows, kept = _rows(x), _rows(grad_out), tuple(t if t is None else _rows(t) for t in pre)
-    grad_x = x.new_empty(rows.shape) if needs[0] else None
+    grad_x = x.new_empty(x.shape) if needs[0] else None
     for part in _parts(rows, tile) if any(needs) else ():
         tiles = grad_rows[part], rows[part], w2, weights, wide_biases, tuple(t if t is None else t[part] for t in kept)
         grad, *_ = _gradients(op, names, needs, *tiles, None, totals)
         if grad_x is not None:
-            grad_x[part] = grad
+            _rows(grad_x)[part] = grad
     for i, t in enumerate(whole):
         totals[i] = None if totals[i] is None else totals[i].to(t.dtype)
-    return grad_x if grad_x is None else grad_x.view(x.shape), *totals
+    return grad_x, *totals
 
 
 def _parts(rows: Tensor, tile: int) -> Iterator[slice]:
@@ -358,7 +358,7 @@ def linear_op_linear(
         tile = rows_of_a_tile(tile_rows, x, sum(w.shape[0] for w in weights))
     if _takes_node(recompute, tile, tensors):
         return _Mlp.apply(op.name, names, recompute, tile, *tensors)
-    if tile is not None:
+    if tile is not None and tile < math.prod(x.shape[:-1]):
         return _in_tiles(op.name, names, tile, x, w2, b2, weights, biases, (None,) * len(weights))
     return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
 
@@ -435,7 +435,7 @@ def mlp(
     Raises:
         ValueError: unknown ``activation`` or ``approximate``, both of them, shapes that do not fit, or ``tile_rows``
             not above 0 or another word than "auto".
-        TypeError: not a tensor, dtypes other than the above, ``recompute`` not a bool, or ``tile_rows`` of another type.
+        TypeError: not a tensor, dtypes other than the above, ``recompute`` not a bool, ``tile_rows`` of another type.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
     names = (activation_or_form("mlp", activation, approximate),)
