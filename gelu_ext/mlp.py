@@ -303,20 +303,22 @@ def _takes_node(recompute: bool, tile: int | None, tensors: _Tensors) -> bool:
     Where weights are frozen, the operations one by one keep less than the node, unless it keeps its input only. Nor may
     the node hide the operations from what has to see each of them (a transform, an export, a subclass).
     """
-    if not torch.is_grad_enabled():
+    if not _needs_gradient(tensors):
         return False
     x, w2, _, *branches = tensors
-    if tile is None:
+    if tile is None or not recompute:
         before = (x, *branches) if recompute else _halves(branches)[0]  # the node keeps x, for gradients of the weights
         if not w2.requires_grad or not any(t is not None and t.requires_grad for t in before):
             return False
-    elif not any(t is not None and t.requires_grad for t in tensors):
-        return False
     if _is_compiling():  # a graph that leaves torch holds operations only: an autograd.Function would lose its backward
         return not (is_exporting() or in_transform())
     if any(t is not None and t.is_inference() for t in tensors):  # which no node can keep, nor always must
         return False
     return not (in_transform() or is_tracing() or _has_subclass(tensors))
+
+
+def _needs_gradient(tensors: _Tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _takes_tiles(tensors: _Tensors) -> bool:
@@ -358,7 +360,7 @@ def linear_op_linear(
         tile = rows_of_a_tile(tile_rows, x, sum(w.shape[0] for w in weights))
     if _takes_node(recompute, tile, tensors):
         return _Mlp.apply(op.name, names, recompute, tile, *tensors)
-    if tile is not None and tile < math.prod(x.shape[:-1]):
+    if tile is not None and tile < math.prod(x.shape[:-1]) and not _needs_gradient(tensors):
         return _in_tiles(op.name, names, tile, x, w2, b2, weights, biases, (None,) * len(weights))
     return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
 
@@ -410,7 +412,7 @@ def mlp(
     With ``tile_rows`` the rows, over all leading dimensions, are taken so many at a time, so that hidden activations
     exist of one tile only. With ``recompute=True`` the node then keeps ``x`` alone, of however few rows, and its
     backward computes the first product once more: 7 products of matrices for 6. With ``recompute=False`` it keeps the
-    pre-activation, and does not. ``"auto"`` is what is fast on the CPU (from 512 rows on), and of bounded memory on
+    pre-activation, and does not; frozen weights then leave it all rows at once. ``"auto"`` is what is fast on the CPU (from 512 rows on), and of bounded memory on
     CUDA; it depends on shapes only. The gradients of weights and biases are added up over the tiles in float32
     (float64) and rounded once: in 16 bits, for which the CPU has no product with a float32 result, those products run
     in float32 there, at some twice the time. A product of a tile may differ from that of all rows in the last bit, as
