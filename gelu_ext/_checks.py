@@ -96,12 +96,23 @@ def check_count(op: str, name: str, count: object) -> None:
         raise ValueError(f"{op}: expected {name} to be an int above 0, got {count!r}")
 
 
+def check_tile_rows(op: str, tile_rows: object) -> None:
+    if tile_rows is None or (isinstance(tile_rows, str) and tile_rows == "auto"):
+        return
+    expected = f"{op}: expected tile_rows to be None, 'auto' or an int above 0, got {tile_rows!r}"
+    if isinstance(tile_rows, bool) or not isinstance(tile_rows, int | str):
+        raise TypeError(expected)
+    if isinstance(tile_rows, str) or tile_rows < 1:
+        raise ValueError(expected)
+
+
 _OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "activation": check_activation,
     "approximate": check_approximate,
     "activated": check_activated,
     "recompute": lambda op, flag: check_bool(op, "recompute", flag),
     "num_parameters": lambda op, count: check_count(op, "num_parameters", count),
+    "tile_rows": check_tile_rows,
 }
 
 

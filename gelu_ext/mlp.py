@@ -2,24 +2,35 @@
 
 The node computes through torch's own matrix products and the native operation. With ``recompute=True`` it keeps its
 input and the pre-activation, and computes the activation once more in its backward: the same kernel on the same
-numbers, so the gradients are equal to the bit. There is one node for all three MLPs: its branches are the Linears
-before the activation, one or two, whose biases the operation adds. Knows functional.py's neighbours and torch; nothing
-here knows a kernel.
+numbers, so the gradients are equal to the bit. In tiles of rows it keeps no pre-activation either, and computes that
+once more too. What is computed of a tile is written once: without tiles, all rows are one. There is one node for all
+three MLPs: its branches are the Linears before the activation, one or two, whose biases the operation adds. Knows
+functional.py's neighbours and torch; nothing here knows a kernel.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import Parameter
 
 from . import _composite, _native
 from ._activations import GELUS
-from ._checks import activation_or_form, check_activated, check_activation, check_approximate, check_bool, check_mlp
+from ._checks import (
+    activation_or_form,
+    check_activated,
+    check_activation,
+    check_approximate,
+    check_bool,
+    check_mlp,
+    check_tile_rows,
+)
 from ._operations import ACT_MUL, BIAS_ACT, GLU, OPERATIONS, Operation
 from ._surroundings import (
     as_it_is,
@@ -31,6 +42,7 @@ from ._surroundings import (
     is_tracing,
     overrides,
 )
+from ._tiles import TileRows, rows_of_a_tile
 from .functional import CALLS
 
 _ops = torch.ops.gelu_ext
@@ -45,8 +57,23 @@ def _rows(t: Tensor) -> Tensor:
     return t.reshape(math.prod(t.shape[:-1]), t.shape[-1])  # reshape(-1, 0) is ambiguous, and flatten cannot be batched
 
 
-def _weight_gradient(grad_out: Tensor, x: Tensor) -> Tensor:
-    return _rows(grad_out).t() @ _rows(x)
+def _weight_gradient(grad_out: Tensor, x: Tensor, total: Tensor | None) -> Tensor:
+    """``grad_out.t() @ x``, added to the total of the tiles before where there is one."""
+    grad_out, x = _rows(grad_out).t(), _rows(x)
+    if total is None:
+        return grad_out @ x
+    if total.dtype == x.dtype:
+        return total.addmm_(grad_out, x)
+    if x.is_cuda:
+        return total.add_(torch.mm(grad_out, x, out_dtype=total.dtype))
+    return total.addmm_(grad_out.to(total.dtype), x.to(total.dtype))  # the CPU has no product of 16 bits into 32
+
+
+def _linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None) -> Tensor:
+    """``F.linear``, into a tile of a larger result where there is one."""
+    if out is None:
+        return F.linear(x, w, b)
+    return torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
 
 
 def _grad_hidden(grad_out: Tensor, w2: Tensor, spare: Tensor | None) -> Tensor:
@@ -74,7 +101,7 @@ def _wanted(ctx: Any) -> list[bool]:
 
     ``needs_input_grad`` says what required a gradient in the forward; ``torch.autograd.grad(out, x)`` wants less.
     """
-    needs = list(ctx.needs_input_grad[3:])
+    needs = list(ctx.needs_input_grad[4:])
     if _is_compiling():
         return needs
     edges = iter(ctx.next_functions)  # one for each argument that is a tensor
@@ -90,7 +117,10 @@ def _will_run(node: Any) -> bool:
 
 
 class _Mlp(Function):
-    """linear(op(linear(x, w), ..., b, ..., *names), w2, b2): ``branches`` are the weights w, then the biases b."""
+    """linear(op(linear(x, w), ..., b, ..., *names), w2, b2): ``branches`` are the weights w, then the biases b.
+
+    ``tile`` is a number of rows; None for all of them, which keeps the pre-activation at least.
+    """
 
     @staticmethod
     def forward(
@@ -98,26 +128,34 @@ class _Mlp(Function):
         op: str,
         names: tuple[str, ...],
         recompute: bool,
+        tile: int | None,
         x: Tensor,
         w2: Tensor,
         b2: Tensor | None,
         *branches: Tensor | None,
     ) -> Tensor:
         weights, biases = _halves(branches)
-        pre = tuple(F.linear(x, w) for w in weights)
-        hidden = _activate(op, pre + biases, names)
+        pre, hidden = (None,) * len(weights), None
+        if tile is not None:
+            if not recompute:
+                pre = tuple(x.new_empty(*x.shape[:-1], w.shape[0]) for w in weights)
+            out = _in_tiles(op, names, tile, x, w2, b2, weights, biases, pre)
+        else:
+            pre = tuple(F.linear(x, w) for w in weights)
+            hidden = _activate(op, pre + biases, names)
+            out = F.linear(hidden, w2, b2)
         ctx.save_for_backward(x, w2, *weights, *map(as_it_is, biases), *pre, None if recompute else hidden)
-        ctx.op, ctx.names, ctx.biases = op, names, biases
+        ctx.op, ctx.names, ctx.tile, ctx.biases = op, names, tile, biases
         ctx.given = tuple(t is not None for t in (x, w2, b2, *branches))
-        return F.linear(hidden, w2, b2)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> _Tensors:
         device = grad_out.device.type
         if not autocasts(device):
-            return None, None, None, *_Mlp.gradients(ctx, grad_out)
+            return None, None, None, None, *_Mlp.gradients(ctx, grad_out)
         with torch.autocast(device, enabled=False):  # the forward has cast what was to be cast
-            return None, None, None, *_Mlp.gradients(ctx, grad_out)
+            return None, None, None, None, *_Mlp.gradients(ctx, grad_out)
 
     @staticmethod
     def gradients(ctx: Any, grad_out: Tensor) -> _Tensors:
@@ -128,6 +166,7 @@ class _Mlp(Function):
         branches, pre, hidden = saved[: len(needs)], tuple(saved[len(needs) : -1]), saved[-1]
         weights, biases = _halves(branches)
         grad_b2 = _rows(grad_out).sum(0) if needs_b2 else None
+        needs = (needs_x, needs_w2, *needs)
         if not _is_compiling() and (torch.is_grad_enabled() or in_transform()):
 
             def without_b2(x: Tensor, w2: Tensor, *branches: Tensor | None) -> Tensor:
@@ -135,31 +174,120 @@ class _Mlp(Function):
                 return F.linear(OPERATIONS[op].composite(*(F.linear(x, w) for w in weights), *biases, *names), w2)
 
             inputs = (x, w2, *weights, *map(as_it_was, ctx.biases, biases))
-            grad_x, grad_w2, *grads = _composite.vjp(without_b2, inputs, grad_out, (needs_x, needs_w2, *needs))
-            return grad_x, grad_w2, grad_b2, *grads
-        grad_x = grad_w2 = None
-        spare = None  # memory of the node's own, as large as grad_hidden
-        if needs_w2:
-            if hidden is None and _is_compiling():
-                hidden = getattr(_ops, f"{op}_again")(grad_out, *pre, *biases, *names)
-            elif hidden is None:
-                hidden = spare = _activate(op, pre + biases, names)
-            grad_w2 = _weight_gradient(grad_out, hidden)
-        del hidden
-        needs_w, needs_b = _halves(needs)
-        needs_pre = tuple(needs_x or need for need in needs_w)
-        grads = [None] * len(needs)
-        if any(needs_pre + needs_b):
-            grad_hidden = _grad_hidden(grad_out, w2, spare)
-            del spare
-            grad_pre, grad_b = _halves(_activate_backward(op, grad_hidden, pre + biases, names, needs_pre + needs_b))
-            del grad_hidden  # before the next large tensors
-            if needs_x:
-                for grad, w in zip(grad_pre, weights, strict=True):
-                    grad_x = grad @ w if grad_x is None else grad_x + grad @ w
-            grads = [_weight_gradient(grad, x) if need else None for grad, need in zip(grad_pre, needs_w, strict=True)]
-            grads += [grad if need else None for grad, need in zip(grad_b, needs_b, strict=True)]
+            grads = _composite.vjp(without_b2, inputs, grad_out, needs)
+        elif ctx.tile is None or type(grad_out) is not Tensor or _is_batched(grad_out):
+            grads = _gradients(op, names, needs, grad_out, x, w2, weights, biases, pre, hidden)
+        else:
+            grads = _gradients_in_tiles(op, names, needs, ctx.tile, grad_out, x, w2, weights, biases, pre)
+        grad_x, grad_w2, *grads = grads
         return grad_x, grad_w2, grad_b2, *grads
+
+
+def _in_tiles(
+    op: str,
+    names: tuple[str, ...],
+    tile: int,
+    x: Tensor,
+    w2: Tensor,
+    b2: Tensor | None,
+    weights: tuple[Tensor, ...],
+    biases: _Tensors,
+    pre: _Tensors,
+) -> Tensor:
+    """The MLP, a tile after the other; with the pre-activations in the tensors ``pre``, where they are to be kept."""
+    out = x.new_empty(*x.shape[:-1], w2.shape[0])
+    rows, out_rows, kept = _rows(x), _rows(out), tuple(t if t is None else _rows(t) for t in pre)
+    for part in _parts(rows, tile):
+        places = (t if t is None else t[part] for t in kept)
+        now = (_linear(rows[part], w, None, place) for w, place in zip(weights, places, strict=True))
+        _linear(_activate(op, (*now, *biases), names), w2, b2, out_rows[part])
+    return out
+
+
+def _gradients_in_tiles(
+    op: str,
+    names: tuple[str, ...],
+    needs: tuple[bool, ...],
+    tile: int,
+    grad_out: Tensor,
+    x: Tensor,
+    w2: Tensor,
+    weights: tuple[Tensor, ...],
+    biases: _Tensors,
+    pre: _Tensors,
+) -> _Tensors:
+    """As _gradients. Those of weights are added up in float32 (float64), and rounded once; of biases in float64."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    wide_biases = tuple(b if b is None else b.to(wide) for b in biases)  # whose gradients are of this dtype then
+    whole = (w2, *weights, *biases)
+    totals: list[Tensor | None] = [
+        torch.zeros(t.shape, dtype=wide if t.dim() == 2 else torch.float64, device=t.device) if need else None
+        for need, t in zip(needs[1:], whole, strict=True)
+    ]
+    rows, grad_rows, kept = _rows(x), _rows(grad_out), tuple(t if t is None else _rows(t) for t in pre)
+    grad_x = x.new_empty(x.shape) if needs[0] else None
+    for part in _parts(rows, tile) if any(needs) else ():
+        tiles = grad_rows[part], rows[part], w2, weights, wide_biases, tuple(t if t is None else t[part] for t in kept)
+        grad, *_ = _gradients(op, names, needs, *tiles, None, totals)
+        if grad_x is not None:
+            _rows(grad_x)[part] = grad
+    for i, t in enumerate(whole):
+        totals[i] = None if totals[i] is None else totals[i].to(t.dtype)
+    return grad_x, *totals
+
+
+def _parts(rows: Tensor, tile: int) -> Iterator[slice]:
+    return (slice(start, start + tile) for start in range(0, rows.shape[0], tile))
+
+
+def _gradients(
+    op: str,
+    names: tuple[str, ...],
+    needs: tuple[bool, ...],
+    grad_out: Tensor,
+    x: Tensor,
+    w2: Tensor,
+    weights: tuple[Tensor, ...],
+    biases: _Tensors,
+    pre: _Tensors,
+    hidden: Tensor | None,
+    totals: list[Tensor | None] | None = None,
+) -> _Tensors:
+    """Of x, w2, the weights and the biases; all but the first are added to the totals of other tiles, if there are."""
+    needs_x, needs_w2, *needs = needs
+    needs_w, needs_b = _halves(needs)
+    total_w2, *totals = [None] * (1 + len(needs)) if totals is None else totals
+    totals_w, totals_b = _halves(totals)
+    grad_x = grad_w2 = None
+    spare = None  # memory of the node's own, as large as grad_hidden
+    needs_pre = tuple(needs_x or need for need in needs_w)
+    if pre[0] is None and any((needs_w2, *needs_pre, *needs_b)):
+        pre = tuple(F.linear(x, w) for w in weights)
+    if needs_w2:
+        if hidden is None and _is_compiling():
+            hidden = getattr(_ops, f"{op}_again")(grad_out, *pre, *biases, *names)
+        elif hidden is None:
+            hidden = spare = _activate(op, pre + biases, names)
+        grad_w2 = _weight_gradient(grad_out, hidden, total_w2)
+    del hidden
+    grads = [None] * len(needs)
+    if any(needs_pre + needs_b):
+        grad_hidden = _grad_hidden(grad_out, w2, spare)
+        del spare
+        grad_pre, grad_b = _halves(_activate_backward(op, grad_hidden, pre + biases, names, needs_pre + needs_b))
+        del grad_hidden  # before the next large tensors
+        if needs_x:
+            for grad, w in zip(grad_pre, weights, strict=True):
+                grad_x = grad @ w if grad_x is None else grad_x + grad @ w
+        grads = [
+            _weight_gradient(grad, x, total) if need else None
+            for grad, total, need in zip(grad_pre, totals_w, needs_w, strict=True)
+        ]
+        grads += [
+            None if not need else grad if total is None else total.add_(grad)
+            for grad, total, need in zip(grad_b, totals_b, needs_b, strict=True)
+        ]
+    return grad_x, grad_w2, *grads
 
 
 def _halves(branches: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -168,24 +296,37 @@ def _halves(branches: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return tuple(branches[:count]), tuple(branches[count:])
 
 
-def _takes_node(recompute: bool, x: Tensor, w2: Tensor, b2: Tensor | None, *branches: Tensor | None) -> bool:
+def _takes_node(recompute: bool, tile: int | None, tensors: _Tensors) -> bool:
     """Whether autograd is to record the call as one node.
 
     It pays where w2 and what comes before it have gradients: torch's own functions keep the hidden activations then.
-    Where weights are frozen, the operations one by one keep less than the node. Nor may the node hide the operations
-    from what has to see each of them (a transform, an export, a subclass).
+    Where weights are frozen, the operations one by one keep less than the node, unless it keeps its input only. Nor may
+    the node hide the operations from what has to see each of them (a transform, an export, a subclass).
     """
-    if not torch.is_grad_enabled() or not w2.requires_grad:
+    if not _needs_gradient(tensors):
         return False
-    before = (x, *branches) if recompute else _halves(branches)[0]  # the node keeps x, for gradients of the weights
-    if not any(t is not None and t.requires_grad for t in before):
-        return False
-    tensors = (x, w2, b2, *branches)
+    x, w2, _, *branches = tensors
+    if tile is None or not recompute:
+        before = (x, *branches) if recompute else _halves(branches)[0]  # the node keeps x, for gradients of the weights
+        if not w2.requires_grad or not any(t is not None and t.requires_grad for t in before):
+            return False
     if _is_compiling():  # a graph that leaves torch holds operations only: an autograd.Function would lose its backward
         return not (is_exporting() or in_transform())
     if any(t is not None and t.is_inference() for t in tensors):  # which no node can keep, nor always must
         return False
     return not (in_transform() or is_tracing() or _has_subclass(tensors))
+
+
+def _needs_gradient(tensors: _Tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _takes_tiles(tensors: _Tensors) -> bool:
+    """Whether the rows can be taken apart: of plain tensors, and where nobody has to see each of the operations."""
+    given = [t for t in tensors if t is not None]
+    if _is_compiling() or in_transform() or is_tracing() or any(type(t) not in (Tensor, Parameter) for t in given):
+        return False
+    return not (torch.is_grad_enabled() and any(t.is_inference() for t in given))  # which no node can keep
 
 
 def _has_subclass(tensors: _Tensors) -> bool:
@@ -197,6 +338,7 @@ def linear_op_linear(
     op: Operation,
     names: tuple[str, ...],
     recompute: bool,
+    tile_rows: TileRows,
     x: Tensor,
     w2: Tensor,
     b2: Tensor | None,
@@ -208,13 +350,18 @@ def linear_op_linear(
     if autocasts(device):
         # Cast once, for every path: what is computed may not depend on whether a gradient is wanted.
         with torch.autocast(device, enabled=False):
-            return linear_op_linear(op, names, recompute, *map(as_linear_casts, tensors))
+            return linear_op_linear(op, names, recompute, tile_rows, *map(as_linear_casts, tensors))
     weights, biases = _halves(branches)
     if x.is_nested:  # no kernel takes it, and torch adds a bias in F.linear only
         pre = [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
         return F.linear(op.eager(*pre, *(None for _ in biases), *names), w2, b2)
-    if _takes_node(recompute, *tensors):
-        return _Mlp.apply(op.name, names, recompute, *tensors)
+    tile = None
+    if tile_rows is not None and _takes_tiles(tensors):
+        tile = rows_of_a_tile(tile_rows, x, sum(w.shape[0] for w in weights))
+    if _takes_node(recompute, tile, tensors):
+        return _Mlp.apply(op.name, names, recompute, tile, *tensors)
+    if tile is not None and tile < math.prod(x.shape[:-1]) and not _needs_gradient(tensors):
+        return _in_tiles(op.name, names, tile, x, w2, b2, weights, biases, (None,) * len(weights))
     return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
 
 
@@ -226,11 +373,19 @@ _NAMES = {
 }
 
 
-def _checked(public: str, op: Operation, names: tuple[str, ...], recompute: bool, *tensors: Tensor | None) -> Tensor:
+def _checked(
+    public: str,
+    op: Operation,
+    names: tuple[str, ...],
+    recompute: bool,
+    tile_rows: TileRows,
+    *tensors: Tensor | None,
+) -> Tensor:
     """The MLP of an operation: x, w2, b2, then ``branches`` as of the node. Its sentences begin with ``public``."""
     check_bool(public, "recompute", recompute)
+    check_tile_rows(public, tile_rows)
     check_mlp(public, _NAMES[op.name], op.halves, *tensors)
-    return linear_op_linear(op, names, recompute, *tensors)
+    return linear_op_linear(op, names, recompute, tile_rows, *tensors)
 
 
 def mlp(
@@ -243,6 +398,7 @@ def mlp(
     activation: str | None = None,
     approximate: str = "none",
     recompute: bool = True,
+    tile_rows: TileRows = None,
 ) -> Tensor:
     """``linear(act(linear(x, w1) + b1), w2, b2)`` as one autograd node, with GELU if no other activation is named.
 
@@ -253,6 +409,17 @@ def mlp(
     The gradients are equal to the bit with and without. The backward can itself be differentiated, in eager mode; that
     pass computes everything again.
 
+    With ``tile_rows`` the rows, over all leading dimensions, are taken so many at a time, so that hidden activations
+    exist of one tile only. With ``recompute=True`` the node then keeps ``x`` alone, of however few rows, and its
+    backward computes the first product once more: 7 products of matrices for 6. With ``recompute=False`` it keeps the
+    pre-activation, and does not; frozen weights then leave it all rows at once. ``"auto"`` is what is fast on the CPU (from 512 rows on), and of bounded memory on
+    CUDA; it depends on shapes only. The gradients of weights and biases are added up over the tiles in float32
+    (float64) and rounded once: in 16 bits, for which the CPU has no product with a float32 result, those products run
+    in float32 there, at some twice the time. A product of a tile may differ from that of all rows in the last bit, as
+    BLAS chooses by shape; so None, not "auto", is the default also where no gradient is wanted. All rows are taken at
+    once where others have to see each operation: under torch.compile, export, tracing and transforms, in a double
+    backward, and of tensors of a subclass such as DTensor.
+
     Args:
         x: ``[..., C]``, float64, float32, float16 or bfloat16. Under autocast everything is cast as F.linear does.
         w1: ``[H, C]``, as ``nn.Linear(C, H).weight``, of x's dtype.
@@ -262,17 +429,19 @@ def mlp(
         activation: the name of any of :func:`gelu_ext.activations`; None for the form of GELU in ``approximate``.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         recompute: keep the pre-activation only.
+        tile_rows: None for all rows at once, a number of rows, or "auto".
 
     Returns:
         ``[..., D]`` of x's dtype.
 
     Raises:
-        ValueError: unknown ``activation`` or ``approximate``, both of them, or shapes that do not fit.
-        TypeError: not a tensor, dtypes other than the above, or ``recompute`` not a bool.
+        ValueError: unknown ``activation`` or ``approximate``, both of them, shapes that do not fit, or ``tile_rows``
+            not above 0 or another word than "auto".
+        TypeError: not a tensor, dtypes other than the above, ``recompute`` not a bool, ``tile_rows`` of another type.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
     names = (activation_or_form("mlp", activation, approximate),)
-    return _checked("mlp", BIAS_ACT, names, recompute, x, w2, b2, w1, b1)
+    return _checked("mlp", BIAS_ACT, names, recompute, tile_rows, x, w2, b2, w1, b1)
 
 
 def glu_mlp(
@@ -285,6 +454,7 @@ def glu_mlp(
     activation: str,
     activated: str = "second",
     recompute: bool = True,
+    tile_rows: TileRows = None,
 ) -> Tensor:
     """``linear(glu(linear(x, w1) + b1), w2, b2)`` as one autograd node: the gated twin of :func:`gelu_ext.mlp`.
 
@@ -299,6 +469,7 @@ def glu_mlp(
         activation: the name of any of :func:`gelu_ext.activations`.
         activated: which half it is applied to, ``"second"`` or ``"first"``, see :func:`gelu_ext.glu`.
         recompute: keep the pre-activation only.
+        tile_rows: None, a number of rows, or "auto", see :func:`gelu_ext.mlp`.
 
     Returns:
         ``[..., D]`` of x's dtype.
@@ -308,7 +479,7 @@ def glu_mlp(
     """
     check_activation("glu_mlp", activation)
     check_activated("glu_mlp", activated)
-    return _checked("glu_mlp", GLU, (activation, activated), recompute, x, w2, b2, w1, b1)
+    return _checked("glu_mlp", GLU, (activation, activated), recompute, tile_rows, x, w2, b2, w1, b1)
 
 
 def geglu_mlp(
@@ -321,11 +492,12 @@ def geglu_mlp(
     approximate: str = "none",
     activated: str = "second",
     recompute: bool = True,
+    tile_rows: TileRows = None,
 ) -> Tensor:
     """:func:`gelu_ext.glu_mlp` with the form of GELU in ``approximate``, see :func:`gelu_ext.bias_gelu`."""
     check_approximate("geglu_mlp", approximate)
     check_activated("geglu_mlp", activated)
-    return _checked("geglu_mlp", GLU, (GELUS[approximate], activated), recompute, x, w2, b2, w1, b1)
+    return _checked("geglu_mlp", GLU, (GELUS[approximate], activated), recompute, tile_rows, x, w2, b2, w1, b1)
 
 
 def act_mul_mlp(
@@ -339,6 +511,7 @@ def act_mul_mlp(
     *,
     activation: str,
     recompute: bool = True,
+    tile_rows: TileRows = None,
 ) -> Tensor:
     """``linear(act(linear(x, wa) + ba) * (linear(x, wl) + bl), w2, b2)`` as one node: Llama, Mistral, Qwen with SiLU.
 
@@ -346,7 +519,7 @@ def act_mul_mlp(
     """
     check_activation("act_mul_mlp", activation)
     branches = (w_activated, w_linear, b_activated, b_linear)
-    return _checked("act_mul_mlp", ACT_MUL, (activation,), recompute, x, w2, b2, *branches)
+    return _checked("act_mul_mlp", ACT_MUL, (activation,), recompute, tile_rows, x, w2, b2, *branches)
 
 
 def gelu_mul_mlp(
@@ -360,8 +533,9 @@ def gelu_mul_mlp(
     *,
     approximate: str = "none",
     recompute: bool = True,
+    tile_rows: TileRows = None,
 ) -> Tensor:
     """:func:`gelu_ext.act_mul_mlp` with the form of GELU in ``approximate``, as in T5 v1.1 and Gemma."""
     check_approximate("gelu_mul_mlp", approximate)
     branches = (w_activated, w_linear, b_activated, b_linear)
-    return _checked("gelu_mul_mlp", ACT_MUL, (GELUS[approximate],), recompute, x, w2, b2, *branches)
+    return _checked("gelu_mul_mlp", ACT_MUL, (GELUS[approximate],), recompute, tile_rows, x, w2, b2, *branches)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ._activations import GELUS
 from ._checks import activation_or_form, check_approximate, check_options
+from ._tiles import TileRows
 from .functional import bias_act, bias_gelu, elementwise, gaussian_gelu, geglu, glu
 from .linear import any_global_hooks, is_plain_linear
 from .mlp import geglu_mlp, glu_mlp, mlp
@@ -238,11 +239,12 @@ class MLP(_TwoLinears):
         activation: the name of any of :func:`gelu_ext.activations`; None for the form of GELU in ``approximate``.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         recompute: keep the pre-activation only, see :func:`gelu_ext.mlp`.
+        tile_rows: None, a number of rows, or "auto": in tiles, see :func:`gelu_ext.mlp`.
         device, dtype: of the parameters, initialised as nn.Linear's.
 
     Raises:
         ValueError: unknown ``activation`` or ``approximate``, or both of them.
-        TypeError: ``recompute`` not a bool.
+        TypeError: ``recompute`` not a bool, ``tile_rows`` not one of these.
     """
 
     def __init__(
@@ -255,20 +257,22 @@ class MLP(_TwoLinears):
         activation: str | None = None,
         approximate: str = "none",
         recompute: bool = True,
+        tile_rows: TileRows = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         activation_or_form("MLP", activation, approximate)
+        options = {"approximate": approximate, "recompute": recompute, "tile_rows": tile_rows}
         sizes = (in_features, hidden_features, hidden_features, out_features)
-        super().__init__(*sizes, bias, device, dtype, approximate=approximate, recompute=recompute)
+        super().__init__(*sizes, bias, device, dtype, **options)
         self.activation = activation
         if activation is not None:
-            self._printed = ("activation", "recompute")
+            self._printed = ("activation", "recompute", "tile_rows")
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_plain():
-            options = {"activation": self.activation, "approximate": self.approximate, "recompute": self.recompute}
-            return mlp(x, *self._tensors(), **options)
+            options = {"activation": self.activation, "approximate": self.approximate}
+            return mlp(x, *self._tensors(), **options, recompute=self.recompute, tile_rows=self.tile_rows)
         return self.fc2(bias_act(self.fc1(x), activation=self.activation or GELUS[self.approximate]))
 
 
@@ -276,13 +280,14 @@ class GLUMLP(_TwoLinears):
     """``fc2(glu(fc1(x)))`` through :func:`gelu_ext.glu_mlp`, with fc1 of ``2 * hidden_features`` rows.
 
     Args:
-        in_features, hidden_features, out_features, bias, recompute, device, dtype: as of :class:`MLP`.
+        in_features, hidden_features, out_features, bias, device, dtype: as of :class:`MLP`.
+        recompute, tile_rows: as of :class:`MLP`.
         activation: the name of any of :func:`gelu_ext.activations`.
         activated: which half it is applied to, ``"second"`` or ``"first"``, see :func:`gelu_ext.glu`.
 
     Raises:
         ValueError: unknown ``activation`` or ``activated``.
-        TypeError: ``recompute`` not a bool.
+        TypeError: ``recompute`` not a bool, ``tile_rows`` not one of these.
     """
 
     def __init__(
@@ -295,17 +300,18 @@ class GLUMLP(_TwoLinears):
         activation: str,
         activated: str = "second",
         recompute: bool = True,
+        tile_rows: TileRows = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options = {"activation": activation, "activated": activated, "recompute": recompute}
+        options = {"activation": activation, "activated": activated, "recompute": recompute, "tile_rows": tile_rows}
         sizes = (in_features, 2 * hidden_features, hidden_features, out_features)
         super().__init__(*sizes, bias, device, dtype, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         options = {"activation": self.activation, "activated": self.activated}
         if self._is_plain():
-            return glu_mlp(x, *self._tensors(), **options, recompute=self.recompute)
+            return glu_mlp(x, *self._tensors(), **options, recompute=self.recompute, tile_rows=self.tile_rows)
         return self.fc2(glu(self.fc1(x), **options))
 
 
@@ -313,12 +319,13 @@ class GEGLUMLP(_TwoLinears):
     """``fc2(geglu(fc1(x)))`` through :func:`gelu_ext.geglu_mlp`, with fc1 of ``2 * hidden_features`` rows.
 
     Args:
-        in_features, hidden_features, out_features, bias, approximate, recompute, device, dtype: as of :class:`MLP`.
+        in_features, hidden_features, out_features, bias, approximate, device, dtype: as of :class:`MLP`.
+        recompute, tile_rows: as of :class:`MLP`.
         activated: which half goes through GELU, ``"second"`` or ``"first"``, see :func:`gelu_ext.geglu`.
 
     Raises:
         ValueError: unknown ``approximate`` or ``activated``.
-        TypeError: ``recompute`` not a bool.
+        TypeError: ``recompute`` not a bool, ``tile_rows`` not one of these.
     """
 
     def __init__(
@@ -331,15 +338,16 @@ class GEGLUMLP(_TwoLinears):
         approximate: str = "none",
         activated: str = "second",
         recompute: bool = True,
+        tile_rows: TileRows = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options = {"approximate": approximate, "activated": activated, "recompute": recompute}
+        options = {"approximate": approximate, "activated": activated, "recompute": recompute, "tile_rows": tile_rows}
         sizes = (in_features, 2 * hidden_features, hidden_features, out_features)
         super().__init__(*sizes, bias, device, dtype, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         options = {"approximate": self.approximate, "activated": self.activated}
         if self._is_plain():
-            return geglu_mlp(x, *self._tensors(), **options, recompute=self.recompute)
+            return geglu_mlp(x, *self._tensors(), **options, recompute=self.recompute, tile_rows=self.tile_rows)
         return self.fc2(geglu(self.fc1(x), **options))

@@ -629,7 +629,7 @@ def test_a_lost_bias_is_never_swapped_in(monkeypatch):
     model = sequential()
     nn.init.zeros_(model[0].bias)
 
-    def without_bias(op, names, recompute, x, w2, b2, w1, b1):
+    def without_bias(op, names, recompute, tile_rows, x, w2, b2, w1, b1):
         return F.linear(F.gelu(F.linear(x, w1)), w2, b2)
 
     monkeypatch.setattr(plan, "linear_op_linear", without_bias)

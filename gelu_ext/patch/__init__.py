@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _native
 from .._activations import ACTIVATIONS
-from .._checks import check_activations, check_bool
+from .._checks import check_activations, check_bool, check_tile_rows
+from .._tiles import TileRows
 from . import swap
 from .find import Block, Search, Site
 from .forms import SERVED, Found, activation_of
@@ -31,7 +32,12 @@ __all__ = ["Fused", "LeftAlone", "Report", "activation_of", "patch", "patched", 
 
 
 def patch(
-    model: nn.Module, activations: Iterable[str] | None = None, *, recompute: bool = False, verify: bool = True
+    model: nn.Module,
+    activations: Iterable[str] | None = None,
+    *,
+    recompute: bool = False,
+    tile_rows: TileRows = None,
+    verify: bool = True,
 ) -> Report:
     """Swaps the activations of the model's MLPs for the fused path, in place, and reports what it did and what it left.
 
@@ -54,6 +60,8 @@ def patch(
         activations: names of :func:`gelu_ext.activations`, all but the identity; None for all of these.
         recompute: where both Linears of a block are plain, keep the pre-activation only and compute the activation
             once more in the backward, see :func:`gelu_ext.mlp`.
+        tile_rows: where both Linears of a block are plain, None, a number of rows or "auto": the block takes its rows
+            as many at a time, see :func:`gelu_ext.mlp`. With ``recompute`` it keeps its input only.
         verify: run each block on random input before and after, forward and backward, in its own dtype, and swap it
             only if every result is within twice the original's error against float64. All on copies of the block.
 
@@ -61,15 +69,17 @@ def patch(
         A report that prints as a table; its ``fused`` and ``left_alone`` are lists.
 
     Raises:
-        TypeError: ``model`` is not a module, ``activations`` no set of names, ``recompute`` or ``verify`` not a bool.
-        ValueError: an unknown name in ``activations``.
+        TypeError: ``model`` is not a module, ``activations`` no set of names, ``recompute`` or ``verify`` not a bool,
+            ``tile_rows`` neither None, an int nor a string.
+        ValueError: an unknown name in ``activations``, or ``tile_rows`` not above 0 or another word than "auto".
         ImportError: there is no compiled module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: expected model to be an nn.Module, got {type(model).__name__}")
-    options = Options(check_activations("patch", activations, SERVED), recompute)
+    options = Options(check_activations("patch", activations, SERVED), recompute, tile_rows)
     for name, flag in (("recompute", recompute), ("verify", verify)):
         check_bool("patch", name, flag)
+    check_tile_rows("patch", tile_rows)
     _native.require()
     before = _methods(model)
     unpatch(model)
@@ -234,8 +244,11 @@ def _rows(block: Block, proof: Proof) -> Iterator[Fused]:
         bias = "fused" if step.takes_bias else "none" if step.why_not == "none" else "kept"
         note = step.why_not if bias == "kept" else ""
         between = [block.module.get_submodule(path) for path in step.between]
-        if step.recompute and any(isinstance(module, nn.Dropout) and module.p > 0 for module in between):
-            note = "recomputes where no dropout is active"
+        done = ["recomputes"] * step.recompute + ["runs in tiles"] * (step.tile_rows is not None)
+        if done and any(isinstance(module, nn.Dropout) and module.p > 0 for module in between):
+            note = f"{' and '.join(done)} where no dropout is active"
+        elif step.tile_rows is not None:
+            note = "runs in tiles"
         kept = proof.eager_bytes, proof.fused_bytes
         yield Fused(block.name, step.form, step.function, bias, *kept, step.activation, step.activated, note)
 
@@ -257,11 +270,16 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def patched(
-    model: nn.Module, activations: Iterable[str] | None = None, *, recompute: bool = False, verify: bool = True
+    model: nn.Module,
+    activations: Iterable[str] | None = None,
+    *,
+    recompute: bool = False,
+    tile_rows: TileRows = None,
+    verify: bool = True,
 ) -> Iterator[Report]:
     """``with patched(model) as report:`` patches for the length of the block, and puts back what was there before."""
     before = _methods(model)
     try:
-        yield patch(model, activations, recompute=recompute, verify=verify)
+        yield patch(model, activations, recompute=recompute, tile_rows=tile_rows, verify=verify)
     finally:
         _put_back(model, before)

@@ -99,7 +99,7 @@ class Search:
         if not (module._modules or is_experts or self._may_be_a_gate(module)):
             return
         sites, named = self._sites_below(module), _mentions(module) & self.options.activations
-        if not (sites or named or (self.options.recompute and self._could_grow(module))):
+        if not (sites or named or (self.options.of_nodes and self._could_grow(module))):
             return
         widths = _widths(module)
         if not widths or sum(1 for _ in module.modules()) > _MOST_MODULES:
@@ -201,8 +201,8 @@ class Search:
         return plan
 
     def in_order(self) -> list[Block]:
-        """With ``recompute`` a block that has its second Linear goes before a smaller one that has not."""
-        if not self.options.recompute:
+        """With such options a block that has its second Linear goes before a smaller one that has not."""
+        if not self.options.of_nodes:
             return self.blocks
         return sorted(self.blocks, key=lambda block: not any(step.second for step in block.plan.fused))
 

@@ -23,6 +23,7 @@ from torch.fx import Proxy
 from .._activations import ACTIVATIONS
 from .._operations import OPERATIONS
 from .._surroundings import as_linear_casts, autocasts
+from .._tiles import TileRows
 from ..functional import CALLS, elementwise
 from ..linear import any_global_hooks, has_hooks, is_unwatched
 from ..mlp import linear_op_linear
@@ -46,6 +47,12 @@ class Options(NamedTuple):
 
     activations: frozenset[str]
     recompute: bool
+    tile_rows: TileRows = None
+
+    @property
+    def of_nodes(self) -> bool:
+        """Whether one of them is about both Linears of a block."""
+        return self.recompute or self.tile_rows is not None
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Step:
     between: tuple[str, ...] = ()  # with `second`: what stands before it, and must do nothing
     second: str = ""  # the Linear after the activation, in one autograd node with this step
     recompute: bool = False  # the node keeps the pre-activation only
+    tile_rows: TileRows = None  # how many rows the node takes at a time
 
     @property
     def firsts(self) -> tuple[str, ...]:
@@ -93,7 +101,7 @@ class Step:
     @property
     def function(self) -> str:
         """The public function that it is."""
-        return OPERATIONS[self.op].called(self.activation, in_mlp=self.recompute)
+        return OPERATIONS[self.op].called(self.activation, in_mlp=self.recompute or self.tile_rows is not None)
 
     def run(self, modules: Modules, x: Tensor) -> Tensor:
         if self.op == "module":
@@ -126,7 +134,15 @@ class Step:
         firsts, second = [modules[path] for path in self.firsts], modules[self.second]
         weights, biases = [_weight(module) for module in firsts], [module.bias for module in firsts]
         return linear_op_linear(
-            OPERATIONS[self.op], self.names, self.recompute, x, _weight(second), second.bias, *weights, *biases
+            OPERATIONS[self.op],
+            self.names,
+            self.recompute,
+            self.tile_rows,
+            x,
+            _weight(second),
+            second.bias,
+            *weights,
+            *biases,
         )
 
 
@@ -510,7 +526,8 @@ def _steps(block: nn.Module, recording: Recording, options: Options) -> tuple[tu
             raise NothingToFuse(found.why_not(options.activations))
         raise NotUnderstood("it computes no activation")
     steps = [
-        replace(step, recompute=options.recompute and bool(step.second)) for step in _with_second_linear(block, steps)
+        replace(step, recompute=options.recompute, tile_rows=options.tile_rows) if step.second else step
+        for step in _with_second_linear(block, steps)
     ]
     return tuple(steps), line
 
