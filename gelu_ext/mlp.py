@@ -412,13 +412,13 @@ def mlp(
     With ``tile_rows`` the rows, over all leading dimensions, are taken so many at a time, so that hidden activations
     exist of one tile only. With ``recompute=True`` the node then keeps ``x`` alone, of however few rows, and its
     backward computes the first product once more: 7 products of matrices for 6. With ``recompute=False`` it keeps the
-    pre-activation, and does not; frozen weights then leave it all rows at once. ``"auto"`` is what is fast on the CPU (from 512 rows on), and of bounded memory on
-    CUDA; it depends on shapes only. The gradients of weights and biases are added up over the tiles in float32
-    (float64) and rounded once: in 16 bits, for which the CPU has no product with a float32 result, those products run
-    in float32 there, at some twice the time. A product of a tile may differ from that of all rows in the last bit, as
-    BLAS chooses by shape; so None, not "auto", is the default also where no gradient is wanted. All rows are taken at
-    once where others have to see each operation: under torch.compile, export, tracing and transforms, in a double
-    backward, and of tensors of a subclass such as DTensor.
+    pre-activation, and does not; frozen weights then leave it all rows at once. ``"auto"`` is what is fast on the CPU
+    (from 512 rows on), and of bounded memory on CUDA; it depends on shapes only. The gradients of weights and biases
+    are added up over the tiles in float32 (float64) and rounded once: in 16 bits, for which the CPU has no product with
+    a float32 result, those products run in float32 there, at some twice the time. A product of a tile may differ from
+    that of all rows in the last bit, as BLAS chooses by shape; so None, not "auto", is the default also where no
+    gradient is wanted. All rows are taken at once where others have to see each operation: under torch.compile, export,
+    tracing and transforms, in a double backward, and of tensors of a subclass such as DTensor.
 
     Args:
         x: ``[..., C]``, float64, float32, float16 or bfloat16. Under autocast everything is cast as F.linear does.
