@@ -175,7 +175,7 @@ class _Mlp(Function):
 
             inputs = (x, w2, *weights, *map(as_it_was, ctx.biases, biases))
             grads = _composite.vjp(without_b2, inputs, grad_out, needs)
-        elif ctx.tile is None or type(grad_out) is not Tensor or _is_batched(grad_out):
+        elif ctx.tile is None or _is_compiling() or type(grad_out) is not Tensor or _is_batched(grad_out):
             grads = _gradients(op, names, needs, grad_out, x, w2, weights, biases, pre, hidden)
         else:
             grads = _gradients_in_tiles(op, names, needs, ctx.tile, grad_out, x, w2, weights, biases, pre)
