@@ -21,6 +21,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ from torch import Tensor
 import gelu_ext
 from gelu_ext import _native
 from gelu_ext._activations import ACTIVATIONS
+from gelu_ext._operations import CLAMPED_SWIGLU
 
 # What was freed before makes glibc decide where an output of a few megabytes lies. In fresh memory page faults cost
 # more than the arithmetic. And where small pieces, which a thread keeps for itself, hold freed tensors apart, outputs
@@ -82,9 +84,7 @@ def fused_act_mul(x: Tensor, linear: Tensor, activation: str) -> Tensor:
 
 
 def eager_clamped_swiglu(x: Tensor, bias: Tensor, activation: str) -> Tensor:
-    z = x + bias
-    gate, linear = z[..., ::2].clamp(max=7.0), z[..., 1::2].clamp(-7.0, 7.0)
-    return (linear + 1) * (gate * torch.sigmoid(gate * 1.702))
+    return CLAMPED_SWIGLU.eager(x, bias, 1.702, 7.0, 1.0, "interleaved")
 
 
 def fused_clamped_swiglu(x: Tensor, bias: Tensor, activation: str) -> Tensor:
@@ -108,7 +108,7 @@ OPS = {
     "bias_act": Op(eager_bias_act, fused_bias_act, 1, True, 2, 3),
     "glu": Op(eager_glu, fused_glu, 2, True, 3, 5),
     "act_mul": Op(eager_act_mul, fused_act_mul, 1, False, 3, 5),
-    "clamped_swiglu": Op(eager_clamped_swiglu, fused_clamped_swiglu, 2, True, 3, 5, only="silu"),
+    "clamped_swiglu": Op(eager_clamped_swiglu, fused_clamped_swiglu, 2, True, 3, 5, CLAMPED_SWIGLU.only),
 }
 
 
@@ -323,7 +323,8 @@ def hold_to(isa: str | None) -> bool:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     device = torch.device(args.device)
-    about = environment(device)
+    command = ["python", "bench/bench.py", *(sys.argv[1:] if argv is None else argv)]
+    about = environment(device) | {"command": shlex.join(command)}
     print("  ".join(f"{key} {value}" for key, value in about.items()))
     rows: list[dict] = []
     parts = list(cases(args))

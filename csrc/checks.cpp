@@ -87,9 +87,11 @@ void check_all_positive(const char* op, const char* name, const Tensor& vector) 
   });
 }
 
-void check_packed(const char* op, const Tensor& x) {
+void check_packed(const char* op, const Tensor& x, const OptionalTensor& bias) {
+  check_tensor(op, "x", x);
   check_has_columns(op, "x", x);
   TORCH_CHECK_VALUE(x.size(-1) % 2 == 0, op, ": expected x of even width (two halves), got width ", x.size(-1));
+  check_bias(op, "bias", bias, "x", x);
 }
 
 DType dtype_of(const char* op, const char* name, const Tensor& t) {

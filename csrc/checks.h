@@ -25,8 +25,8 @@ void check_positive(const char* op, const char* name, double number);
 // Numbers above 0 alone, where that can be seen without waiting for a device.
 void check_all_positive(const char* op, const char* name, const Tensor& vector);
 
-// Two operands side by side in x, or in turn.
-void check_packed(const char* op, const Tensor& x);
+// x with two operands side by side, or in turn, and a bias that is laid out alike.
+void check_packed(const char* op, const Tensor& x, const OptionalTensor& bias);
 
 // The dtype of the waist; TypeError for one that has no kernels.
 DType dtype_of(const char* op, const char* name, const Tensor& t);

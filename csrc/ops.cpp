@@ -213,10 +213,7 @@ void check_glu(const char* op, const Tensor& x, const OptionalTensor& bias, std:
                std::string_view activated) {
   activation_index(op, activation);
   activates_first(op, activated);
-  if (any_symbolic(&x, pointer(bias))) return;
-  check_tensor(op, "x", x);
-  check_packed(op, x);
-  check_bias(op, "bias", bias, "x", x);
+  if (!any_symbolic(&x, pointer(bias))) check_packed(op, x, bias);
 }
 
 void check_act_mul(const char* op, const Tensor& activated, const Tensor& linear, const OptionalTensor& activated_bias,
@@ -235,10 +232,7 @@ void check_clamped_swiglu(const char* op, const Tensor& x, const OptionalTensor&
   check_positive(op, "limit", limit);
   check_finite(op, "offset", offset);
   is_interleaved(op, layout);
-  if (any_symbolic(&x, pointer(bias))) return;
-  check_tensor(op, "x", x);
-  check_packed(op, x);
-  check_bias(op, "bias", bias, "x", x);
+  if (!any_symbolic(&x, pointer(bias))) check_packed(op, x, bias);
 }
 
 void check_gaussian_gelu(const char* op, const Tensor& x, const Tensor& mu, const Tensor& sigma,

@@ -26,6 +26,7 @@ class Operation:
     composite: Callable[..., Tensor]  # the same in torch's own differentiable operations
     eager: Callable[..., Tensor]  # and as a model spells it in torch
     halves: int = 1  # how many operands lie side by side in a matrix
+    only: str = ""  # the activation, where it takes one alone
     # Public functions, where there are such: this with GELU, with SiLU, and the MLPs of any activation and of GELU.
     gelu: str = ""
     silu: str = ""
@@ -92,6 +93,7 @@ CLAMPED_SWIGLU = Operation(
     _composite.clamped_swiglu,
     _eager.clamped_swiglu,
     halves=2,
+    only="silu",
 )
 GAUSSIAN_GELU = Operation(
     "gaussian_gelu",
@@ -100,5 +102,6 @@ GAUSSIAN_GELU = Operation(
     (),
     _composite.gaussian_gelu,
     _eager.gaussian_gelu,
+    only="gelu",
 )
 OPERATIONS: dict[str, Operation] = {op.name: op for op in (BIAS_ACT, GLU, ACT_MUL, CLAMPED_SWIGLU, GAUSSIAN_GELU)}

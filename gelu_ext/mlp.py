@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +139,7 @@ class _Mlp(Function):
         if tile is not None:
             if not recompute:
                 pre = tuple(x.new_empty(*x.shape[:-1], w.shape[0]) for w in weights)
-            out = _in_tiles(op, names, tile, x, w2, b2, weights, biases, pre)
+            out = _in_tiles(_Rows(op, names, x, w2, weights, biases, pre), b2, tile)
         else:
             pre = tuple(F.linear(x, w) for w in weights)
             hidden = _activate(op, pre + biases, names)
@@ -175,60 +175,54 @@ class _Mlp(Function):
 
             inputs = (x, w2, *weights, *map(as_it_was, ctx.biases, biases))
             grads = _composite.vjp(without_b2, inputs, grad_out, needs)
-        elif ctx.tile is None or _is_compiling() or type(grad_out) is not Tensor or _is_batched(grad_out):
-            grads = _gradients(op, names, needs, grad_out, x, w2, weights, biases, pre, hidden)
         else:
-            grads = _gradients_in_tiles(op, names, needs, ctx.tile, grad_out, x, w2, weights, biases, pre)
+            of = _Rows(op, names, x, w2, weights, biases, pre)
+            if ctx.tile is None or _is_compiling() or type(grad_out) is not Tensor or _is_batched(grad_out):
+                grads = _gradients(of, needs, grad_out, hidden)
+            else:
+                grads = _gradients_in_tiles(of, needs, grad_out, ctx.tile)
         grad_x, grad_w2, *grads = grads
         return grad_x, grad_w2, grad_b2, *grads
 
 
-def _in_tiles(
-    op: str,
-    names: tuple[str, ...],
-    tile: int,
-    x: Tensor,
-    w2: Tensor,
-    b2: Tensor | None,
-    weights: tuple[Tensor, ...],
-    biases: _Tensors,
-    pre: _Tensors,
-) -> Tensor:
+class _Rows(NamedTuple):
+    """What an MLP is computed from, and its gradients: of all rows, or of those of a tile."""
+
+    op: str
+    names: tuple[str, ...]
+    x: Tensor
+    w2: Tensor
+    weights: tuple[Tensor, ...]
+    biases: _Tensors
+    pre: _Tensors  # the pre-activations, where they are kept
+
+
+def _in_tiles(of: _Rows, b2: Tensor | None, tile: int) -> Tensor:
     """The MLP, a tile after the other; with the pre-activations in the tensors ``pre``, where they are to be kept."""
-    out = x.new_empty(*x.shape[:-1], w2.shape[0])
-    rows, out_rows, kept = _rows(x), _rows(out), tuple(t if t is None else _rows(t) for t in pre)
+    out = of.x.new_empty(*of.x.shape[:-1], of.w2.shape[0])
+    rows, out_rows, kept = _rows(of.x), _rows(out), tuple(t if t is None else _rows(t) for t in of.pre)
     for part in _parts(rows, tile):
         places = (t if t is None else t[part] for t in kept)
-        now = (_linear(rows[part], w, None, place) for w, place in zip(weights, places, strict=True))
-        _linear(_activate(op, (*now, *biases), names), w2, b2, out_rows[part])
+        now = (_linear(rows[part], w, None, place) for w, place in zip(of.weights, places, strict=True))
+        _linear(_activate(of.op, (*now, *of.biases), of.names), of.w2, b2, out_rows[part])
     return out
 
 
-def _gradients_in_tiles(
-    op: str,
-    names: tuple[str, ...],
-    needs: tuple[bool, ...],
-    tile: int,
-    grad_out: Tensor,
-    x: Tensor,
-    w2: Tensor,
-    weights: tuple[Tensor, ...],
-    biases: _Tensors,
-    pre: _Tensors,
-) -> _Tensors:
+def _gradients_in_tiles(of: _Rows, needs: tuple[bool, ...], grad_out: Tensor, tile: int) -> _Tensors:
     """As _gradients. Those of weights are added up in float32 (float64), and rounded once; of biases in float64."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    wide_biases = tuple(b if b is None else b.to(wide) for b in biases)  # whose gradients are of this dtype then
-    whole = (w2, *weights, *biases)
+    wide = torch.promote_types(of.x.dtype, torch.float32)
+    wide_biases = tuple(b if b is None else b.to(wide) for b in of.biases)  # whose gradients are of this dtype then
+    whole = (of.w2, *of.weights, *of.biases)
     totals: list[Tensor | None] = [
         torch.zeros(t.shape, dtype=wide if t.dim() == 2 else torch.float64, device=t.device) if need else None
         for need, t in zip(needs[1:], whole, strict=True)
     ]
-    rows, grad_rows, kept = _rows(x), _rows(grad_out), tuple(t if t is None else _rows(t) for t in pre)
-    grad_x = x.new_empty(x.shape) if needs[0] else None
+    rows, grad_rows, kept = _rows(of.x), _rows(grad_out), tuple(t if t is None else _rows(t) for t in of.pre)
+    grad_x = of.x.new_empty(of.x.shape) if needs[0] else None
     for part in _parts(rows, tile) if any(needs) else ():
-        tiles = grad_rows[part], rows[part], w2, weights, wide_biases, tuple(t if t is None else t[part] for t in kept)
-        grad, *_ = _gradients(op, names, needs, *tiles, None, totals)
+        pre = tuple(t if t is None else t[part] for t in kept)
+        of_tile = of._replace(x=rows[part], biases=wide_biases, pre=pre)
+        grad, *_ = _gradients(of_tile, needs, grad_rows[part], None, totals)
         if grad_x is not None:
             _rows(grad_x)[part] = grad
     for i, t in enumerate(whole):
@@ -241,19 +235,14 @@ def _parts(rows: Tensor, tile: int) -> Iterator[slice]:
 
 
 def _gradients(
-    op: str,
-    names: tuple[str, ...],
+    of: _Rows,
     needs: tuple[bool, ...],
     grad_out: Tensor,
-    x: Tensor,
-    w2: Tensor,
-    weights: tuple[Tensor, ...],
-    biases: _Tensors,
-    pre: _Tensors,
     hidden: Tensor | None,
     totals: list[Tensor | None] | None = None,
 ) -> _Tensors:
     """Of x, w2, the weights and the biases; all but the first are added to the totals of other tiles, if there are."""
+    op, names, x, w2, weights, biases, pre = of
     needs_x, needs_w2, *needs = needs
     needs_w, needs_b = _halves(needs)
     total_w2, *totals = [None] * (1 + len(needs)) if totals is None else totals
@@ -361,7 +350,7 @@ def linear_op_linear(
     if _takes_node(recompute, tile, tensors):
         return _Mlp.apply(op.name, names, recompute, tile, *tensors)
     if tile is not None and tile < math.prod(x.shape[:-1]) and not _needs_gradient(tensors):
-        return _in_tiles(op.name, names, tile, x, w2, b2, weights, biases, (None,) * len(weights))
+        return _in_tiles(_Rows(op.name, names, x, w2, weights, biases, (None,) * len(weights)), b2, tile)
     return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
 
 

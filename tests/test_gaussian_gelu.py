@@ -60,9 +60,11 @@ def test_value_and_slope_are_as_exact_as_gelus(dtype, instruction_set):
     # What is subnormal in the dtype has fewer digits, and y's own rounding counts y^2 times in 16 bits.
     allowed = VALUE_BAR[dtype] + {torch.float16: 0.1, torch.bfloat16: 0.02, torch.float32: 1.0}[dtype]
     assert ulp_error(out, value).max() <= allowed
-    (grad_x,) = torch.autograd.grad(out, x, torch.ones_like(out))
+    grad_out = randn(out.shape, dtype, seed=2)
+    (grad_x,) = torch.autograd.grad(out, x, grad_out)
+    g = grad_out.double()
     # The slope is a sum, in which a far mean and a small deviation make its terms as large as they like.
-    terms = (slope + by_mu).abs() + by_mu.abs()
+    slope, terms = g * slope, g.abs() * ((slope + by_mu).abs() + by_mu.abs())
     allowed = 0.5 * ulp(slope, dtype) * (dtype.itemsize == 2) + SLOPE_BAR[torch.float32] * ulp(terms, torch.float32)
     assert ((grad_x.double() - slope).abs() <= allowed + 4e-5 * terms * (dtype.itemsize == 2)).all()
 
@@ -98,8 +100,8 @@ def test_standard_parameters_give_gelu_to_the_bit(dtype, device):
 
 def test_standard_parameters_give_gelu_on_every_instruction_set(instruction_set):
     for dtype in DTYPES:
-        x = leaf(4 * randn((33, 91), dtype))
-        results = [(out, *torch.autograd.grad(out.sum(), x)) for out in (function(x, 0, 1), gelu_ext.bias_gelu(x))]
+        x, grad_out = leaf(4 * randn((33, 91), dtype)), randn((33, 91), dtype, seed=2)
+        results = [(out, *torch.autograd.grad(out, x, grad_out)) for out in (function(x, 0, 1), gelu_ext.bias_gelu(x))]
         assert all(same_bits(a, b) for a, b in zip(*results, strict=True)), dtype
 
 
@@ -159,8 +161,10 @@ def test_infinities_and_nan(device):
         leaves = leaf(x), *(leaf(torch.full((6,), number, device=device)) for number in (mu, sigma))
         out = gelu_ext.gaussian_gelu(*leaves)
         assert out[0, 0] == math.inf and out[0, 1] == 0 and out[0, 2].isnan() and out[0, 3] == 1e38 and out[0, 4] == 0
-        grad_x, grad_mu, grad_sigma = torch.autograd.grad(out, leaves, torch.ones_like(out))
-        assert grad_x[0, [0, 1, 3, 4]].tolist() == [1, 0, 1, 0] and grad_x[0, 2].isnan()
+        grad_out = randn(out.shape, torch.float32, device, seed=2)
+        grad_x, grad_mu, grad_sigma = torch.autograd.grad(out, leaves, grad_out)
+        kept = torch.tensor([1.0, 0.0, 1.0, 0.0], device=device)
+        assert torch.equal(grad_x[0, [0, 1, 3, 4]], kept * grad_out[0, [0, 1, 3, 4]]) and grad_x[0, 2].isnan()
         for gradient in (grad_mu, grad_sigma):
             assert (gradient[[0, 1, 3, 4]] == 0).all() and gradient[2].isnan() and gradient[5].isfinite()
 
@@ -178,7 +182,7 @@ def test_no_nan_in_the_derivatives_of_the_composite():
     x = leaf(torch.tensor([[1e30, -1e30, 40.0, -40.0, 3.0, math.inf, -math.inf]], dtype=torch.float32))
     mu, sigma = leaf(torch.tensor([0.5])), leaf(torch.tensor([0.7]))
     out = gelu_ext.gaussian_gelu(x, mu, sigma)
-    first = torch.autograd.grad(out, (x, mu, sigma), torch.ones_like(out), create_graph=True)
+    first = torch.autograd.grad(out, (x, mu, sigma), randn(out.shape, torch.float32, seed=2), create_graph=True)
     assert all(t.isfinite().all() for t in first)
     second = torch.autograd.grad(sum(t.sum() for t in first), (x, mu, sigma))
     assert all(t.isfinite().all() for t in second)
@@ -214,7 +218,7 @@ def test_opcheck():
         needs = [True, True, False, arguments[3] is not None]
         opcheck(
             torch.ops.gelu_ext.gaussian_gelu_backward.default,
-            (torch.ones_like(arguments[0]), *arguments, needs),
+            (randn(arguments[0].shape, torch.float64, seed=2), *arguments, needs),
             test_utils=("test_schema", "test_faketensor"),
         )
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .._activations import ACTIVATIONS
-from .._operations import OPERATIONS
+from .._operations import CLAMPED_SWIGLU, OPERATIONS
 from .._surroundings import as_linear_casts, autocasts
 from .._tiles import TileRows
 from ..functional import CALLS, elementwise
@@ -83,7 +83,7 @@ class Step:
 
     @property
     def activation(self) -> str:
-        return self.options.get("activation", "silu")
+        return OPERATIONS[self.op].only or self.options["activation"]
 
     @property
     def activated(self) -> str:
@@ -312,8 +312,8 @@ class _Line:
         return self.with_bias(Step("glu", path, "", _activation_path(activated), names)), product.outputs[0]
 
     def with_limits(self, path: str, whole: int, limits: Limits, layout: str) -> tuple[Step, int]:
-        if "silu" not in self.asked:
-            raise NothingToFuse("computes SiLU, which was not asked for")
+        if CLAMPED_SWIGLU.only not in self.asked:
+            raise NothingToFuse(f"computes {ACTIVATIONS[CLAMPED_SWIGLU.only].label}, which was not asked for")
         source = self.recording.source
         first = next((event for event in self.recording.events if whole in event.outputs), None)
         if whole != source and first.inputs != (source,):
@@ -323,7 +323,7 @@ class _Line:
         if activation:
             self.take(activation)
         names = (limits.alpha, limits.limit, limits.offset, layout)
-        step = Step("clamped_swiglu", path, "", _activation_path(activation) if activation else "", names)
+        step = Step(CLAMPED_SWIGLU.name, path, "", _activation_path(activation) if activation else "", names)
         return self.with_bias(step), limits.result
 
     def users(self, value: int) -> list[Event]:
