@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,19 @@ def one_thread_one_seed(threads: None) -> None:
     """For small models, whose tensors only wait for each other's threads."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """Of this process alone, for what is sharded."""
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available() or not distributed.is_gloo_available() or distributed.is_initialized():
+        pytest.skip("needs torch.distributed with gloo, not initialised yet")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield distributed.device_mesh.init_device_mesh("cpu", (1,))
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.fixture

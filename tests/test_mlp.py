@@ -354,26 +354,17 @@ def test_saved_bytes_counts_each_storage_once():
     assert saved_bytes(lambda: x.exp().exp()) == 64
 
 
-def test_fully_sharded():
+def test_fully_sharded(mesh):
     """FSDP2 in one process: sharded parameters gather for the forward and the backward of the node."""
-    distributed = pytest.importorskip("torch.distributed")
-    if not distributed.is_available() or not distributed.is_gloo_available() or distributed.is_initialized():
-        pytest.skip("needs torch.distributed with gloo, not initialised yet")
     from torch.distributed.fsdp import fully_shard
 
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
-        plain = MLP(C, H)
-        sharded = fully_shard(copy.deepcopy(plain), mesh=mesh)
-        x = torch.randn(3, C)
-        for module in (plain, sharded):
-            module(x).square().sum().backward()
-        for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
-            torch.testing.assert_close(a.grad, b.grad.full_tensor())
-    finally:
-        distributed.destroy_process_group()
+    plain = MLP(C, H)
+    sharded = fully_shard(copy.deepcopy(plain), mesh=mesh)
+    x = torch.randn(3, C)
+    for module in (plain, sharded):
+        module(x).square().sum().backward()
+    for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad.full_tensor())
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 3), (2, 0, 3), (2, 4, 0)])

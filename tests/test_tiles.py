@@ -278,32 +278,23 @@ def test_transforms_take_all_rows(kind):
     torch.testing.assert_close(mapped, fused(kind, tensors, None))
 
 
-def test_fully_sharded_and_resharded_after_the_forward():
-    distributed = pytest.importorskip("torch.distributed")
-    if not distributed.is_available() or not distributed.is_gloo_available() or distributed.is_initialized():
-        pytest.skip("needs torch.distributed with gloo, not initialised yet")
+def test_fully_sharded_and_resharded_after_the_forward(mesh):
     from torch.distributed.fsdp import fully_shard
 
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
-        for recompute in (True, False):
-            plain = MLP(C, H, tile_rows=2, recompute=recompute)
-            sharded = fully_shard(copy.deepcopy(plain), mesh=mesh, reshard_after_forward=True)
-            x = torch.randn(5, C)
-            for module in (plain, sharded):
-                module(x).square().sum().backward()
-            for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
-                torch.testing.assert_close(a.grad, b.grad.full_tensor())
-        parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
-        plain.zero_grad()
-        for module in (plain, parallel):
+    for recompute in (True, False):
+        plain = MLP(C, H, tile_rows=2, recompute=recompute)
+        sharded = fully_shard(copy.deepcopy(plain), mesh=mesh, reshard_after_forward=True)
+        x = torch.randn(5, C)
+        for module in (plain, sharded):
             module(x).square().sum().backward()
-        assert_agree([p.grad for p in parallel.parameters()], [p.grad for p in plain.parameters()], 1e-6)
-        distributed_tensors(mesh)
-    finally:
-        distributed.destroy_process_group()
+        for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad.full_tensor())
+    parallel = nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
+    plain.zero_grad()
+    for module in (plain, parallel):
+        module(x).square().sum().backward()
+    assert_agree([p.grad for p in parallel.parameters()], [p.grad for p in plain.parameters()], 1e-6)
+    distributed_tensors(mesh)
 
 
 def distributed_tensors(mesh):
