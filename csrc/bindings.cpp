@@ -31,24 +31,28 @@ namespace py = pybind11;
 
 template <class ForwardFunction, class BackwardFunction, class Check>
 struct Operation {
-  const char *name, *arguments;  // in the words of torch's schemas: the tensors, then the names
+  const char *name, *arguments, *dropout;  // in the words of torch's schemas: the tensors, then the names
   ForwardFunction* forward;
   BackwardFunction* backward;
   Check* check;
 };
 template <class F, class B, class C>  // C++17 does not find this by itself
-Operation(const char*, const char*, F*, B*, C*) -> Operation<F, B, C>;
+Operation(const char*, const char*, const char*, F*, B*, C*) -> Operation<F, B, C>;
+
+// Arguments of those that can drop elements of their value; last, so that graphs from before still call them.
+constexpr const char* kDropout = ", float dropout_p=0.0, Tensor? philox=None";
 
 // One implementation for both devices; a build without CUDA says so in a sentence.
 constexpr std::tuple kOperations{
-    Operation{"bias_act", "Tensor x, Tensor? bias, str activation", bias_act, bias_act_backward, check_bias_act},
-    Operation{"glu", "Tensor x, Tensor? bias, str activation, str activated", glu, glu_backward, check_glu},
+    Operation{"bias_act", "Tensor x, Tensor? bias, str activation", kDropout, bias_act, bias_act_backward,
+              check_bias_act},
+    Operation{"glu", "Tensor x, Tensor? bias, str activation, str activated", kDropout, glu, glu_backward, check_glu},
     Operation{"act_mul", "Tensor activated, Tensor linear, Tensor? activated_bias, Tensor? linear_bias, str activation",
-              act_mul, act_mul_backward, check_act_mul},
-    Operation{"clamped_swiglu", "Tensor x, Tensor? bias, float alpha, float limit, float offset, str layout",
+              kDropout, act_mul, act_mul_backward, check_act_mul},
+    Operation{"clamped_swiglu", "Tensor x, Tensor? bias, float alpha, float limit, float offset, str layout", "",
               clamped_swiglu, clamped_swiglu_backward, check_clamped_swiglu},
-    Operation{"gaussian_gelu", "Tensor x, Tensor mu, Tensor sigma, Tensor? bias", gaussian_gelu, gaussian_gelu_backward,
-              check_gaussian_gelu},
+    Operation{"gaussian_gelu", "Tensor x, Tensor mu, Tensor sigma, Tensor? bias", "", gaussian_gelu,
+              gaussian_gelu_backward, check_gaussian_gelu},
 };
 
 template <class F>
@@ -56,20 +60,21 @@ void for_each_operation(F&& f) {
   std::apply([&](const auto&... operations) { (f(operations), ...); }, kOperations);
 }
 
-// "<name>_backward(Tensor grad_out, <arguments>, bool[2] needs) -> (Tensor, Tensor)", of as many tensors as there are
+// "<name>_backward(Tensor grad_out, <arguments>, bool[2] needs<dropout>) -> (Tensor, Tensor)", of as many tensors as
+// there are
 template <class... Tensors, class... Args>
-std::string backward_schema(const std::string& name, const std::string& arguments,
+std::string backward_schema(const std::string& name, const std::string& arguments, const std::string& dropout,
                             std::tuple<Tensors...> (*)(Args...)) {
   std::string results;
   for (size_t i = 0; i < sizeof...(Tensors); ++i) results += i == 0 ? "Tensor" : ", Tensor";
-  return name + "_backward(Tensor grad_out, " + arguments + ", bool[" + std::to_string(sizeof...(Tensors)) +
-         "] needs) -> (" + results + ")";
+  return name + "_backward(Tensor grad_out, " + arguments + ", bool[" + std::to_string(sizeof...(Tensors)) + "] needs" +
+         dropout + ") -> (" + results + ")";
 }
 
 void register_schemas(torch::Library& m) {
   for_each_operation([&](const auto& op) {
-    m.def((std::string(op.name) + "(" + op.arguments + ") -> Tensor").c_str());
-    m.def(backward_schema(op.name, op.arguments, op.backward).c_str());
+    m.def((std::string(op.name) + "(" + op.arguments + op.dropout + ") -> Tensor").c_str());
+    m.def(backward_schema(op.name, op.arguments, op.dropout, op.backward).c_str());
   });
 }
 
@@ -186,28 +191,38 @@ std::array<bool, N> first_bools(py::handle items) {
   return bools;
 }
 
-// <name>_backward(grad_out, ..., needs): a gradient for each tensor, None where `needs` says that it is not needed;
-// what `needs` says of further arguments is ignored. A: the arguments but for needs, I: the tensors.
-template <class... Tensors, class... Args, size_t... A, size_t... I>
+// Of an argument of a backward: what Python hands over, and what the operator takes.
+template <class T>
+struct FromBackward {
+  using type = T;
+  static T get(T t) { return t; }
+};
+template <size_t N>
+struct FromBackward<std::array<bool, N>> {
+  using type = py::handle;
+  static std::array<bool, N> get(py::handle needs) { return first_bools<N>(needs); }
+};
+
+// <name>_backward(grad_out, ..., needs, ...): a gradient for each tensor, None where `needs` says that it is not
+// needed; what `needs` says of further arguments is ignored.
+template <class... Tensors, class... Args, size_t... I>
 void define_backward(py::module_& m, const std::string& name, std::tuple<Tensors...> (*)(Args...),
-                     std::index_sequence<A...>, std::index_sequence<I...>) {
+                     std::index_sequence<I...>) {
   const auto op = find_op<std::tuple<Tensors...>(Args...)>(name);
-  m.def(name.c_str(), [op](std::tuple_element_t<A, std::tuple<Args...>>... args, py::handle needed) {
-    const auto needs = first_bools<sizeof...(Tensors)>(needed);
-    auto grads = call(op, args..., needs);
+  m.def(name.c_str(), [op](typename FromBackward<Args>::type... objects) {
+    const std::tuple<Args...> args{FromBackward<Args>::get(objects)...};
+    const auto& needs = std::get<std::array<bool, sizeof...(Tensors)>>(args);
+    auto grads = std::apply([&](const auto&... each) { return call(op, each...); }, args);
     return py::make_tuple((needs[I] ? wrap(std::move(std::get<I>(grads))) : py::none())...);
   });
-}
-template <class... Tensors, class... Args>
-void define_backward(py::module_& m, const std::string& name, std::tuple<Tensors...> (*function)(Args...)) {
-  define_backward(m, name, function, std::make_index_sequence<sizeof...(Args) - 1>(),
-                  std::index_sequence_for<Tensors...>());
 }
 
 template <class... Args, class BackwardFunction, class Check>
 void define(py::module_& m, const Operation<Tensor(Args...), BackwardFunction, Check>& op) {
   define_forward(m, op.name, op.forward, op.check, std::index_sequence_for<Args...>());
-  define_backward(m, std::string(op.name) + "_backward", op.backward);
+  constexpr size_t kTensors =
+      std::tuple_size_v<typename c10::guts::infer_function_traits_t<BackwardFunction>::return_type>;
+  define_backward(m, std::string(op.name) + "_backward", op.backward, std::make_index_sequence<kTensors>());
 }
 
 // Tensor.clone of a vector, in a third of the time: the node of a call keeps one of each bias.

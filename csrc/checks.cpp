@@ -74,6 +74,19 @@ void check_positive(const char* op, const char* name, double number) {
                     " to be a finite number above 0, got ", number);
 }
 
+void check_dropout(const char* op, double dropout_p, const OptionalTensor& philox, const Tensor& x) {
+  TORCH_CHECK_VALUE(dropout_p >= 0 && dropout_p < 1, op, ": expected dropout_p to be at least 0 and below 1, got ",
+                    dropout_p);
+  if (dropout_p == 0) return;
+  TORCH_CHECK_VALUE(philox.has_value(), op, ": expected philox to be a Tensor where dropout_p is not 0, got None");
+  TORCH_CHECK(philox->device() == x.device(), op, ": expected philox on device ", x.device(), ", got ",
+              philox->device());
+  TORCH_CHECK_TYPE(philox->scalar_type() == at::kLong, op, ": expected philox of dtype int64, got ",
+                   dtype_text(philox->scalar_type()));
+  TORCH_CHECK_VALUE(philox->dim() == 1 && philox->size(0) == 2 && philox->is_contiguous(), op,
+                    ": expected philox of shape [2], contiguous, got ", shape_of(philox->sizes()));
+}
+
 void check_all_positive(const char* op, const char* name, const Tensor& vector) {
   const auto keys =
       vector.key_set() - c10::autograd_dispatch_keyset_with_ADInplaceOrView - c10::autocast_dispatch_keyset;

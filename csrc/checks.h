@@ -22,6 +22,9 @@ bool is_interleaved(const char* op, std::string_view layout);
 void check_finite(const char* op, const char* name, double number);
 void check_positive(const char* op, const char* name, double number);
 
+// 0 <= dropout_p < 1, and where it is not 0 two integers of int64 on the device of x.
+void check_dropout(const char* op, double dropout_p, const OptionalTensor& philox, const Tensor& x);
+
 // Numbers above 0 alone, where that can be seen without waiting for a device.
 void check_all_positive(const char* op, const char* name, const Tensor& vector);
 

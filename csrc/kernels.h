@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dropout.h"
 #include "operations.h"
 
 namespace gelu_ext {
@@ -86,6 +87,7 @@ struct Problem {
   ConstMatrix x[Operations::most_operands];
   ConstVector vector[Operations::most_vectors];  // the operands' biases, then the operation's own vectors
   double parameter[Operations::most_parameters] = {};
+  Dropout dropout;  // of the operation's value
 
   int operands() const { return Operations::operands[operation]; }
   int parameters() const { return Operations::parameters[operation]; }
@@ -141,6 +143,7 @@ AnyProblem recut(AnyProblem p, int64_t first, int64_t rows, int64_t cols) {
   });
   p.rows = rows;
   p.cols = cols;
+  p.dropout.first += first;
   return p;
 }
 

@@ -120,12 +120,18 @@ Tensor empty_like(const Tensor& x, at::IntArrayRef sizes) {
 
 const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
+Dropout dropout(double p, const OptionalTensor& philox) {
+  if (p == 0) return {};
+  return {p, static_cast<const int64_t*>(philox->const_data_ptr())};
+}
+
 // A call of an operation, its tensors seen as rows. The first tensor is a matrix and there; others may be null.
 template <size_t N>
 class Call {
  public:
-  Call(const char* op, const Layout& layout, std::string_view activation, std::array<const Tensor*, N> tensors)
-      : op_(op), layout_(layout), activation_(activation), tensors_(tensors), x_(*tensors[0]) {
+  Call(const char* op, const Layout& layout, std::string_view activation, std::array<const Tensor*, N> tensors,
+       const Dropout& dropout = {})
+      : op_(op), layout_(layout), activation_(activation), tensors_(tensors), dropout_(dropout), x_(*tensors[0]) {
     check_device(op, x_);
   }
 
@@ -175,6 +181,7 @@ class Call {
     p.activation = activation_index(op_, activation_);
     p.dtype = dtype_of(op_, "x", x_);
     p.rows = rows_[0]->rows(), p.cols = layout_.cols;
+    p.dropout = dropout_;
     std::copy(std::begin(layout_.parameter), std::end(layout_.parameter), p.parameter);
     for (int i = 0; i < p.matrices(); ++i) p.x[i] = rows_[layout_.x[i].tensor]->matrix(layout_.x[i].first);
     for (int j = 0; j < p.vectors(); ++j) {
@@ -188,6 +195,7 @@ class Call {
   Layout layout_;
   std::string_view activation_;
   std::array<const Tensor*, N> tensors_;
+  Dropout dropout_;
   const Tensor& x_;
   std::array<std::optional<Rows>, N> rows_;  // keep what had to be copied alive
 };
@@ -202,23 +210,28 @@ bool any_symbolic(const Tensors&... tensors) {
 
 }  // namespace
 
-void check_bias_act(const char* op, const Tensor& x, const OptionalTensor& bias, std::string_view activation) {
+void check_bias_act(const char* op, const Tensor& x, const OptionalTensor& bias, std::string_view activation,
+                    double dropout_p, const OptionalTensor& philox) {
   activation_index(op, activation);
+  check_dropout(op, dropout_p, philox, x);
   if (any_symbolic(&x, pointer(bias))) return;
   check_tensor(op, "x", x);
   check_bias(op, "bias", bias, "x", x);
 }
 
 void check_glu(const char* op, const Tensor& x, const OptionalTensor& bias, std::string_view activation,
-               std::string_view activated) {
+               std::string_view activated, double dropout_p, const OptionalTensor& philox) {
   activation_index(op, activation);
   activates_first(op, activated);
+  check_dropout(op, dropout_p, philox, x);
   if (!any_symbolic(&x, pointer(bias))) check_packed(op, x, bias);
 }
 
 void check_act_mul(const char* op, const Tensor& activated, const Tensor& linear, const OptionalTensor& activated_bias,
-                   const OptionalTensor& linear_bias, std::string_view activation) {
+                   const OptionalTensor& linear_bias, std::string_view activation, double dropout_p,
+                   const OptionalTensor& philox) {
   activation_index(op, activation);
+  check_dropout(op, dropout_p, philox, activated);
   if (any_symbolic(&activated, &linear, pointer(activated_bias), pointer(linear_bias))) return;
   check_tensor(op, "activated", activated);
   check_like(op, "linear", linear, "activated", activated);
@@ -245,49 +258,55 @@ void check_gaussian_gelu(const char* op, const Tensor& x, const Tensor& mu, cons
   check_all_positive(op, "sigma", sigma);
 }
 
-Tensor bias_act(const Tensor& x, const OptionalTensor& bias, std::string_view activation) {
-  check_bias_act("bias_act", x, bias, activation);
-  return Call<2>("bias_act", whole(x), activation, {&x, pointer(bias)}).forward(x.sizes());
+Tensor bias_act(const Tensor& x, const OptionalTensor& bias, std::string_view activation, double dropout_p,
+                const OptionalTensor& philox) {
+  check_bias_act("bias_act", x, bias, activation, dropout_p, philox);
+  return Call<2>("bias_act", whole(x), activation, {&x, pointer(bias)}, dropout(dropout_p, philox)).forward(x.sizes());
 }
 
 std::tuple<Tensor, Tensor> bias_act_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
-                                             std::string_view activation, std::array<bool, 2> needs) {
-  check_bias_act("bias_act", x, bias, activation);
+                                             std::string_view activation, std::array<bool, 2> needs, double dropout_p,
+                                             const OptionalTensor& philox) {
+  check_bias_act("bias_act", x, bias, activation, dropout_p, philox);
   check_grad("bias_act", grad_out, x.sizes(), x);
-  return Call<2>("bias_act", whole(x), activation, {&x, pointer(bias)}).backward(grad_out, needs);
+  return Call<2>("bias_act", whole(x), activation, {&x, pointer(bias)}, dropout(dropout_p, philox))
+      .backward(grad_out, needs);
 }
 
-Tensor glu(const Tensor& x, const OptionalTensor& bias, std::string_view activation, std::string_view activated) {
-  check_glu("glu", x, bias, activation, activated);
+Tensor glu(const Tensor& x, const OptionalTensor& bias, std::string_view activation, std::string_view activated,
+           double dropout_p, const OptionalTensor& philox) {
+  check_glu("glu", x, bias, activation, activated, dropout_p, philox);
   const Layout layout = halves(x, activates_first("glu", activated));
-  return Call<2>("glu", layout, activation, {&x, pointer(bias)}).forward(half_sizes(x));
+  return Call<2>("glu", layout, activation, {&x, pointer(bias)}, dropout(dropout_p, philox)).forward(half_sizes(x));
 }
 
 std::tuple<Tensor, Tensor> glu_backward(const Tensor& grad_out, const Tensor& x, const OptionalTensor& bias,
                                         std::string_view activation, std::string_view activated,
-                                        std::array<bool, 2> needs) {
-  check_glu("glu", x, bias, activation, activated);
+                                        std::array<bool, 2> needs, double dropout_p, const OptionalTensor& philox) {
+  check_glu("glu", x, bias, activation, activated, dropout_p, philox);
   check_grad("glu", grad_out, half_sizes(x), x);
   const Layout layout = halves(x, activates_first("glu", activated));
-  return Call<2>("glu", layout, activation, {&x, pointer(bias)}).backward(grad_out, needs);
+  return Call<2>("glu", layout, activation, {&x, pointer(bias)}, dropout(dropout_p, philox)).backward(grad_out, needs);
 }
 
 Tensor act_mul(const Tensor& activated, const Tensor& linear, const OptionalTensor& activated_bias,
-               const OptionalTensor& linear_bias, std::string_view activation) {
-  check_act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation);
+               const OptionalTensor& linear_bias, std::string_view activation, double dropout_p,
+               const OptionalTensor& philox) {
+  check_act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation, dropout_p, philox);
   return Call<4>("act_mul", pair(activated), activation,
-                 {&activated, &linear, pointer(activated_bias), pointer(linear_bias)})
+                 {&activated, &linear, pointer(activated_bias), pointer(linear_bias)}, dropout(dropout_p, philox))
       .forward(activated.sizes());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> act_mul_backward(const Tensor& grad_out, const Tensor& activated,
                                                             const Tensor& linear, const OptionalTensor& activated_bias,
                                                             const OptionalTensor& linear_bias,
-                                                            std::string_view activation, std::array<bool, 4> needs) {
-  check_act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation);
+                                                            std::string_view activation, std::array<bool, 4> needs,
+                                                            double dropout_p, const OptionalTensor& philox) {
+  check_act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation, dropout_p, philox);
   check_grad("act_mul", grad_out, activated.sizes(), activated);
   return Call<4>("act_mul", pair(activated), activation,
-                 {&activated, &linear, pointer(activated_bias), pointer(linear_bias)})
+                 {&activated, &linear, pointer(activated_bias), pointer(linear_bias)}, dropout(dropout_p, philox))
       .backward(grad_out, needs);
 }
 

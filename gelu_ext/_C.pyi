@@ -8,15 +8,44 @@ from torch import Tensor
 # transform, forward-mode differentiation or torch.jit.trace must.
 # <operation>_forward(...): for the autograd functions. <operation>_backward(...): None for a gradient not needed.
 
-def bias_act(op: str, x: Tensor, bias: Tensor | None, activation: str) -> Tensor | None: ...
-def bias_act_forward(x: Tensor, bias: Tensor | None, activation: str) -> Tensor: ...
+# philox: see csrc/dropout.h.
+
+def bias_act(
+    op: str, x: Tensor, bias: Tensor | None, activation: str, dropout_p: float, philox: Tensor | None
+) -> Tensor | None: ...
+def bias_act_forward(
+    x: Tensor, bias: Tensor | None, activation: str, dropout_p: float, philox: Tensor | None
+) -> Tensor: ...
 def bias_act_backward(
-    grad_out: Tensor, x: Tensor, bias: Tensor | None, activation: str, needs: Sequence[bool]
+    grad_out: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    needs: Sequence[bool],
+    dropout_p: float,
+    philox: Tensor | None,
 ) -> tuple[Tensor | None, ...]: ...
-def glu(op: str, x: Tensor, bias: Tensor | None, activation: str, activated: str) -> Tensor | None: ...
-def glu_forward(x: Tensor, bias: Tensor | None, activation: str, activated: str) -> Tensor: ...
+def glu(
+    op: str,
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    activated: str,
+    dropout_p: float,
+    philox: Tensor | None,
+) -> Tensor | None: ...
+def glu_forward(
+    x: Tensor, bias: Tensor | None, activation: str, activated: str, dropout_p: float, philox: Tensor | None
+) -> Tensor: ...
 def glu_backward(
-    grad_out: Tensor, x: Tensor, bias: Tensor | None, activation: str, activated: str, needs: Sequence[bool]
+    grad_out: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    activated: str,
+    needs: Sequence[bool],
+    dropout_p: float,
+    philox: Tensor | None,
 ) -> tuple[Tensor | None, ...]: ...
 def act_mul(
     op: str,
@@ -25,9 +54,17 @@ def act_mul(
     activated_bias: Tensor | None,
     linear_bias: Tensor | None,
     activation: str,
+    dropout_p: float,
+    philox: Tensor | None,
 ) -> Tensor | None: ...
 def act_mul_forward(
-    activated: Tensor, linear: Tensor, activated_bias: Tensor | None, linear_bias: Tensor | None, activation: str
+    activated: Tensor,
+    linear: Tensor,
+    activated_bias: Tensor | None,
+    linear_bias: Tensor | None,
+    activation: str,
+    dropout_p: float,
+    philox: Tensor | None,
 ) -> Tensor: ...
 def act_mul_backward(
     grad_out: Tensor,
@@ -37,6 +74,8 @@ def act_mul_backward(
     linear_bias: Tensor | None,
     activation: str,
     needs: Sequence[bool],
+    dropout_p: float,
+    philox: Tensor | None,
 ) -> tuple[Tensor | None, ...]: ...
 def clamped_swiglu(
     op: str, x: Tensor, bias: Tensor | None, alpha: float, limit: float, offset: float, layout: str

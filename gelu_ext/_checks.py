@@ -91,6 +91,13 @@ def check_generator(op: str, generator: Any, device: torch.device) -> None:
         raise RuntimeError(f"{op}: expected generator on device {device.type}, got {generator.device.type}")
 
 
+def check_dropout_p(op: str, dropout_p: object) -> None:
+    if not isinstance(dropout_p, int | float) or isinstance(dropout_p, bool):
+        raise TypeError(f"{op}: expected dropout_p to be a number, got {type(dropout_p).__name__}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"{op}: expected dropout_p to be at least 0 and below 1, got {dropout_p}")
+
+
 def check_count(op: str, name: str, count: object) -> None:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"{op}: expected {name} to be an int above 0, got {count!r}")
@@ -113,6 +120,7 @@ _OPTIONS: dict[str, Callable[[str, Any], None]] = {
     "recompute": lambda op, flag: check_bool(op, "recompute", flag),
     "num_parameters": lambda op, count: check_count(op, "num_parameters", count),
     "tile_rows": check_tile_rows,
+    "dropout_p": check_dropout_p,
 }
 
 

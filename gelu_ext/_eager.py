@@ -10,26 +10,43 @@ import torch
 from torch import Tensor
 
 from ._activations import ACTIVATIONS
+from ._dropout import dropped
 
 
 def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias.to(x.dtype)
 
 
-def bias_act(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    return ACTIVATIONS[activation].eager(_plus(x, bias))
+def bias_act(
+    x: Tensor, bias: Tensor | None, activation: str, dropout_p: float = 0.0, philox: Tensor | None = None
+) -> Tensor:
+    return dropped(ACTIVATIONS[activation].eager(_plus(x, bias)), dropout_p, philox)
 
 
-def glu(x: Tensor, bias: Tensor | None, activation: str, activated: str) -> Tensor:
+def glu(
+    x: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    activated: str,
+    dropout_p: float = 0.0,
+    philox: Tensor | None = None,
+) -> Tensor:
     a, b = _plus(x, bias).chunk(2, -1)
     act = ACTIVATIONS[activation].eager
-    return act(a) * b if activated == "first" else a * act(b)
+    return dropped(act(a) * b if activated == "first" else a * act(b), dropout_p, philox)
 
 
 def act_mul(
-    activated: Tensor, linear: Tensor, activated_bias: Tensor | None, linear_bias: Tensor | None, activation: str
+    activated: Tensor,
+    linear: Tensor,
+    activated_bias: Tensor | None,
+    linear_bias: Tensor | None,
+    activation: str,
+    dropout_p: float = 0.0,
+    philox: Tensor | None = None,
 ) -> Tensor:
-    return ACTIVATIONS[activation].eager(_plus(activated, activated_bias)) * _plus(linear, linear_bias)
+    value = ACTIVATIONS[activation].eager(_plus(activated, activated_bias)) * _plus(linear, linear_bias)
+    return dropped(value, dropout_p, philox)
 
 
 def clamped_swiglu(x: Tensor, bias: Tensor | None, alpha: float, limit: float, offset: float, layout: str) -> Tensor:

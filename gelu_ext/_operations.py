@@ -2,7 +2,7 @@
 
 The autograd functions and the operators' registration (functional.py), shapes for fake tensors (_fake.py), rules for
 DTensor (_sharding.py) and the MLP's node (mlp.py). An operation takes its matrices, then its vectors, then what is no
-tensor.
+tensor, then those of dropout where it has them.
 To add one, see CONTRIBUTING.md.
 """
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from . import _composite, _eager
 from ._activations import GELUS
 
+DROPOUT = ("dropout_p", "philox")  # see _dropout.py
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -27,11 +29,16 @@ class Operation:
     eager: Callable[..., Tensor]  # and as a model spells it in torch
     halves: int = 1  # how many operands lie side by side in a matrix
     only: str = ""  # the activation, where it takes one alone
+    drops: bool = False  # it can drop elements of its value: its last arguments are those of DROPOUT
     # Public functions, where there are such: this with GELU, with SiLU, and the MLPs of any activation and of GELU.
     gelu: str = ""
     silu: str = ""
     mlp: str = ""
     gelu_mlp: str = ""
+
+    @property
+    def dropout(self) -> tuple[str, ...]:
+        return DROPOUT if self.drops else ()
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -56,6 +63,7 @@ BIAS_ACT = Operation(
     ("activation",),
     _composite.bias_act,
     _eager.bias_act,
+    drops=True,
     gelu="bias_gelu",
     mlp="mlp",
     gelu_mlp="mlp",
@@ -68,6 +76,7 @@ GLU = Operation(
     _composite.glu,
     _eager.glu,
     halves=2,
+    drops=True,
     gelu="geglu",
     silu="swiglu",
     mlp="glu_mlp",
@@ -80,6 +89,7 @@ ACT_MUL = Operation(
     ("activation",),
     _composite.act_mul,
     _eager.act_mul,
+    drops=True,
     gelu="gelu_mul",
     silu="silu_mul",
     mlp="act_mul_mlp",

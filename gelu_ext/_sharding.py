@@ -47,7 +47,7 @@ def _of_gradients(op: Operation, p: Placement, tensors: tuple[Any, ...], needs: 
 
 def _forward(op: Operation) -> Callable[..., list[_Rule]]:
     def rule(*args: Any) -> list[_Rule]:
-        tensors, names = args[: len(op.tensors)], [None] * len(op.names)
+        tensors, names = args[: len(op.tensors)], [None] * (len(args) - len(op.tensors))
         return [([p], [*_of_tensors(op, p, tensors), *names]) for p in _of_matrices(op, args[0])]
 
     return rule
@@ -55,9 +55,10 @@ def _forward(op: Operation) -> Callable[..., list[_Rule]]:
 
 def _backward(op: Operation) -> Callable[..., list[_Rule]]:
     def rule(grad_out: Any, *args: Any) -> list[_Rule]:
-        tensors, rest = args[: len(op.tensors)], [None] * (len(op.names) + 1)
+        tensors, rest = args[: len(op.tensors)], [None] * (len(args) - len(op.tensors))
+        needs = args[len(op.tensors) + len(op.names)]
         return [
-            (_of_gradients(op, p, tensors, args[-1]), [p, *_of_tensors(op, p, tensors), *rest])
+            (_of_gradients(op, p, tensors, needs), [p, *_of_tensors(op, p, tensors), *rest])
             for p in _of_matrices(op, args[0])
         ]
 

@@ -27,16 +27,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import is_contiguous_or_false
 from torch.autograd import Function
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.overrides import handle_torch_function
 
-from . import _composite, _native
+from . import _composite, _dropout, _native
 from ._activations import ACTIVATIONS
 from ._checks import gelu_named
-from ._operations import OPERATIONS, Operation
+from ._operations import ACT_MUL, BIAS_ACT, GLU, OPERATIONS, Operation
 from ._surroundings import as_it_was, autocasts, functorch_depth, in_transform, plain_apply
 
 _ops = torch.ops.gelu_ext
@@ -60,20 +61,20 @@ _STEPS_3_TO_5 = """
 _STEPS = (
     """
 def forward(ctx, {args}):
-    ctx.save_for_backward({matrices} {kept})
-    ctx.rest = ({vectors}), ({names})
+    ctx.save_for_backward({matrices} {kept} {philox})
+    ctx.rest = ({vectors}), ({names}), {dropout_p}
     return _native.{name}_forward({args})
 
 def backward(ctx, grad_out):
-    {tensors} = ctx.saved_tensors
-    vectors, ({names}) = ctx.rest
+    {tensors} {philox} = ctx.saved_tensors
+    vectors, ({names}), {dropout_p} = ctx.rest
     if _is_grad_enabled():
         needs = ctx.needs_input_grad[:{count}]
         tensors = {matrices} *map(as_it_was, vectors, ({vectors}))
-        grads = _composite.vjp(lambda *views: composite(*views, {names}), tensors, grad_out, needs)
+        grads = _composite.vjp(lambda *views: composite(*views, {names} {dropout}), tensors, grad_out, needs)
     else:
-        grads = _native.{name}_backward(grad_out, {args}, ctx.needs_input_grad)
-    return grads + of_names
+        grads = _native.{name}_backward(grad_out, {tensors} {names} ctx.needs_input_grad, {dropout})
+    return grads + of_others
 
 def all_steps(public, {args}):
     if _is_compiling():
@@ -82,7 +83,7 @@ def all_steps(public, {args}):
         return _overridden(op, public, ({args}))"""
     + _STEPS_3_TO_5
     + """
-def steps_3_to_5(public, {args}):"""
+def steps_3_to_5(public, {tensors} {names} {defaults}):"""
     + _STEPS_3_TO_5
 )
 
@@ -90,11 +91,18 @@ def steps_3_to_5(public, {args}):"""
 def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """(all steps, steps 3 to 5): called with the name of the public function, the tensors and the names."""
     parts = {"matrices": op.matrices, "vectors": op.vectors, "tensors": op.tensors, "names": op.names}
-    parts |= {"args": op.tensors + op.names}
+    parts |= {"args": op.tensors + op.names + op.dropout, "dropout": op.dropout}
+    parts |= {"dropout_p": op.dropout[:1], "philox": op.dropout[1:]}
+    parts |= {"defaults": ("dropout_p=0.0", "philox=None") * op.drops}  # which the dispatcher leaves out
     parts |= {"kept": tuple(f"_native.copy_of_vector({vector})" for vector in op.vectors)}
     written = {name: ", ".join(part) + "," * (name != "args" and len(part) > 0) for name, part in parts.items()}
     source = _STEPS.format(name=op.name, count=len(op.tensors), **written)
-    called = {"as_it_was": as_it_was, "op": op, "composite": op.composite, "of_names": (None,) * len(op.names)}
+    called = {
+        "as_it_was": as_it_was,
+        "op": op,
+        "composite": op.composite,
+        "of_others": (None,) * len(op.names + op.dropout),
+    }
     home = {**globals(), **called}
     exec(compile(source, f"<the steps of {op.name}, from {__file__}>", "exec"), home)
     members = {name: staticmethod(home[name]) for name in ("forward", "backward")}
@@ -102,14 +110,35 @@ def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Te
     return home["all_steps"], home["steps_3_to_5"]
 
 
-def _overridden(op: Operation, public: str, args: tuple[Any, ...]) -> Any:
+def _overridden(op: Operation, public: str, args: tuple[Any, ...], **dropout: Any) -> Any:
     """Step 2: who overrides it sees the public function, called as its signature says."""
-    tensors, names = args[: len(op.tensors)], dict(zip(op.names, args[len(op.tensors) :], strict=True))
+    tensors, names = args[: len(op.tensors)], dict(zip(op.names, args[len(op.tensors) :], strict=False))
+    names |= dropout
     if public != op.name:  # the function of one activation, of two tensors
         activation, tensors = names.pop("activation"), tensors[:2]
         if public == op.gelu:
             names = {"approximate": ACTIVATIONS[activation].approximate, **names}
     return handle_torch_function(globals()[public], tensors, *tensors, **names)
+
+
+def with_dropout(
+    op: Operation,
+    public: str,
+    args: tuple[Any, ...],
+    dropout_p: float,
+    training: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The call of an operation that is to drop elements of its value: ``args`` are those before dropout_p."""
+    tensors = args[: len(op.tensors)]
+    if not _is_compiling() and _has_torch_function(*tensors):
+        settings = {"dropout_p": dropout_p, "training": training, "generator": generator}
+        return _overridden(op, public, args, **settings)
+    dropout_p, philox = _dropout.drawn(public, tensors[0], dropout_p, training, generator)
+    if philox is not None:
+        return CALLS[op.name](public, *args, dropout_p, philox)
+    out = CALLS[op.name](public, *args, *_dropout.NONE)
+    return F.dropout(out, dropout_p) if dropout_p else out
 
 
 def _traced(op: Operation, *args: Any) -> Tensor:
@@ -156,7 +185,15 @@ _bias_act, _glu, _act_mul = CALLS["bias_act"], CALLS["glu"], CALLS["act_mul"]
 _clamped_swiglu, _gaussian_gelu = CALLS["clamped_swiglu"], CALLS["gaussian_gelu"]
 
 
-def bias_act(x: Tensor, bias: Tensor | None = None, *, activation: str) -> Tensor:
+def bias_act(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     r"""``act(x + bias)`` for any activation of :func:`gelu_ext.activations`.
 
     ``x + bias`` is formed and the activation computed in float32 (float64 for float64 tensors) and rounded once, at the
@@ -166,6 +203,11 @@ def bias_act(x: Tensor, bias: Tensor | None = None, *, activation: str) -> Tenso
         x: ``[..., C]``, float64, float32, float16 or bfloat16, of any strides.
         bias: ``[C]`` or None, of x's dtype or float32, on x's device.
         activation: its name.
+        dropout_p: the probability with which an element of the result is dropped, in the same pass; what is kept is
+            multiplied by ``1 / (1 - dropout_p)``, as ``F.dropout`` does. Autograd keeps two integers and no mask: which
+            elements are dropped depends on these and on an element's index alone. It is taken in steps of 2^-16.
+        training: False drops nothing.
+        generator: that draws the two integers, of x's device; torch's own of that device if None.
 
     Returns:
         A new contiguous tensor of x's shape and dtype. Gradients of x and bias come from one pass over the data; the
@@ -173,14 +215,25 @@ def bias_act(x: Tensor, bias: Tensor | None = None, *, activation: str) -> Tenso
         was (torch says so if x has been written to: a copy would cost what is saved here), of the bias it has a copy.
 
     Raises:
-        ValueError: unknown ``activation``, or a bias whose shape is not ``[C]``.
-        TypeError: not a tensor, or a dtype other than the above.
-        RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+        ValueError: unknown ``activation``, a bias whose shape is not ``[C]``, or ``dropout_p`` not in [0, 1).
+        TypeError: not a tensor, a dtype other than the above, or ``dropout_p`` not a number.
+        RuntimeError: tensors, or a generator, on different devices, or on one that this build has no kernels for.
     """
-    return _bias_act("bias_act", x, bias, activation)
+    if dropout_p != 0:
+        return with_dropout(BIAS_ACT, "bias_act", (x, bias, activation), dropout_p, training, generator)
+    return _bias_act("bias_act", x, bias, activation, 0.0, None)
 
 
-def glu(x: Tensor, bias: Tensor | None = None, *, activation: str, activated: str = "second") -> Tensor:
+def glu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str,
+    activated: str = "second",
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     r"""A gated linear unit of a packed tensor: with ``a, b = (x + bias).chunk(2, -1)``,
 
     - ``activated="second"``: ``a * act(b)``, as ``torch.nn.functional.glu`` and diffusers order their halves;
@@ -193,6 +246,7 @@ def glu(x: Tensor, bias: Tensor | None = None, *, activation: str, activated: st
         bias: ``[2H]`` or None, of x's dtype or float32, on x's device.
         activation: the name of any of :func:`gelu_ext.activations`.
         activated: which half it is applied to, ``"second"`` or ``"first"``.
+        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
 
     Returns:
         A new contiguous tensor ``[..., H]`` of x's dtype.
@@ -202,7 +256,9 @@ def glu(x: Tensor, bias: Tensor | None = None, *, activation: str, activated: st
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    return _glu("glu", x, bias, activation, activated)
+    if dropout_p != 0:
+        return with_dropout(GLU, "glu", (x, bias, activation, activated), dropout_p, training, generator)
+    return _glu("glu", x, bias, activation, activated, 0.0, None)
 
 
 def act_mul(
@@ -212,6 +268,9 @@ def act_mul(
     linear_bias: Tensor | None = None,
     *,
     activation: str,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""``act(activated + activated_bias) * (linear + linear_bias)``: a gated linear unit of two tensors.
 
@@ -223,6 +282,7 @@ def act_mul(
         activated_bias: ``[H]`` or None, of the tensors' dtype or float32.
         linear_bias: likewise.
         activation: the name of any of :func:`gelu_ext.activations`.
+        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
 
     Returns:
         A new contiguous tensor of the same shape and dtype.
@@ -232,10 +292,27 @@ def act_mul(
         TypeError: not tensors, a dtype other than the above, or dtypes that differ.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    return _act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation)
+    if dropout_p != 0:
+        return with_dropout(
+            ACT_MUL,
+            "act_mul",
+            (activated, linear, activated_bias, linear_bias, activation),
+            dropout_p,
+            training,
+            generator,
+        )
+    return _act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation, 0.0, None)
 
 
-def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none") -> Tensor:
+def bias_gelu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    approximate: str = "none",
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     r"""``gelu(x + bias)``.
 
     With ``z = x + bias``, ``approximate`` selects
@@ -251,6 +328,7 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none
         x: ``[..., C]``, float64, float32, float16 or bfloat16, of any strides.
         bias: ``[C]`` or None, of x's dtype or float32, on x's device.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``.
+        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
 
     Returns:
         A new contiguous tensor of x's shape and dtype. Gradients of x and bias come from one pass over the data; the
@@ -262,10 +340,22 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    return _bias_act("bias_gelu", x, bias, gelu_named("bias_gelu", approximate))
+    activation = gelu_named("bias_gelu", approximate)
+    if dropout_p != 0:
+        return with_dropout(BIAS_ACT, "bias_gelu", (x, bias, activation), dropout_p, training, generator)
+    return _bias_act("bias_gelu", x, bias, activation, 0.0, None)
 
 
-def geglu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none", activated: str = "second") -> Tensor:
+def geglu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    approximate: str = "none",
+    activated: str = "second",
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     r"""GeGLU of a packed tensor: with ``a, b = (x + bias).chunk(2, -1)``,
 
     - ``activated="second"``: ``a * gelu(b)``, as ``torch.nn.functional.glu`` and diffusers order their halves;
@@ -279,6 +369,7 @@ def geglu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none", a
         bias: ``[2H]`` or None, of x's dtype or float32, on x's device.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``.
         activated: ``"second"`` or ``"first"``.
+        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
 
     Returns:
         A new contiguous tensor ``[..., H]`` of x's dtype.
@@ -288,10 +379,21 @@ def geglu(x: Tensor, bias: Tensor | None = None, *, approximate: str = "none", a
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    return _glu("geglu", x, bias, gelu_named("geglu", approximate), activated)
+    activation = gelu_named("geglu", approximate)
+    if dropout_p != 0:
+        return with_dropout(GLU, "geglu", (x, bias, activation, activated), dropout_p, training, generator)
+    return _glu("geglu", x, bias, activation, activated, 0.0, None)
 
 
-def gelu_mul(activated: Tensor, linear: Tensor, *, approximate: str = "none") -> Tensor:
+def gelu_mul(
+    activated: Tensor,
+    linear: Tensor,
+    *,
+    approximate: str = "none",
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     r"""``gelu(activated) * linear``: GeGLU of two tensors, as in T5 v1.1 and Gemma.
 
     (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202; for the forms of ``approximate`` see
@@ -301,6 +403,7 @@ def gelu_mul(activated: Tensor, linear: Tensor, *, approximate: str = "none") ->
         activated: ``[..., H]``, float64, float32, float16 or bfloat16, of any strides.
         linear: of the same shape, dtype and device, of any strides.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``.
+        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
 
     Returns:
         A new contiguous tensor of the same shape and dtype.
@@ -310,10 +413,23 @@ def gelu_mul(activated: Tensor, linear: Tensor, *, approximate: str = "none") ->
         TypeError: not tensors, a dtype other than the above, or dtypes that differ.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    return _act_mul("gelu_mul", activated, linear, None, None, gelu_named("gelu_mul", approximate))
+    activation = gelu_named("gelu_mul", approximate)
+    if dropout_p != 0:
+        return with_dropout(
+            ACT_MUL, "gelu_mul", (activated, linear, None, None, activation), dropout_p, training, generator
+        )
+    return _act_mul("gelu_mul", activated, linear, None, None, activation, 0.0, None)
 
 
-def swiglu(x: Tensor, bias: Tensor | None = None, *, activated: str = "first") -> Tensor:
+def swiglu(
+    x: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activated: str = "first",
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     r"""SwiGLU of a packed tensor: with ``a, b = (x + bias).chunk(2, -1)``,
 
     - ``activated="first"``: ``silu(a) * b``, as Llama's packed ``gate_up_proj``, Phi-3, xformers and vLLM order them;
@@ -325,6 +441,7 @@ def swiglu(x: Tensor, bias: Tensor | None = None, *, activated: str = "first") -
         x: ``[..., 2H]``, float64, float32, float16 or bfloat16, of any strides.
         bias: ``[2H]`` or None, of x's dtype or float32, on x's device.
         activated: which half goes through SiLU, ``"first"`` or ``"second"``.
+        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
 
     Returns:
         A new contiguous tensor ``[..., H]`` of x's dtype.
@@ -334,10 +451,19 @@ def swiglu(x: Tensor, bias: Tensor | None = None, *, activated: str = "first") -
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    return _glu("swiglu", x, bias, "silu", activated)
+    if dropout_p != 0:
+        return with_dropout(GLU, "swiglu", (x, bias, "silu", activated), dropout_p, training, generator)
+    return _glu("swiglu", x, bias, "silu", activated, 0.0, None)
 
 
-def silu_mul(activated: Tensor, linear: Tensor) -> Tensor:
+def silu_mul(
+    activated: Tensor,
+    linear: Tensor,
+    *,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     r"""``silu(activated) * linear``: SwiGLU of two tensors, as in Llama, Mistral and Qwen.
 
     (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202; ``silu(z) = z sigmoid(z)``.)
@@ -345,6 +471,7 @@ def silu_mul(activated: Tensor, linear: Tensor) -> Tensor:
     Args:
         activated: ``[..., H]``, float64, float32, float16 or bfloat16, of any strides.
         linear: of the same shape, dtype and device, of any strides.
+        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
 
     Returns:
         A new contiguous tensor of the same shape and dtype.
@@ -354,7 +481,11 @@ def silu_mul(activated: Tensor, linear: Tensor) -> Tensor:
         TypeError: not tensors, a dtype other than the above, or dtypes that differ.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
-    return _act_mul("silu_mul", activated, linear, None, None, "silu")
+    if dropout_p != 0:
+        return with_dropout(
+            ACT_MUL, "silu_mul", (activated, linear, None, None, "silu"), dropout_p, training, generator
+        )
+    return _act_mul("silu_mul", activated, linear, None, None, "silu", 0.0, None)
 
 
 def clamped_swiglu(
@@ -479,10 +610,11 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
 
 def _backward_operator(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
     """Autograd for ``<name>_backward``: differentiable where it must be."""
-    operator, count = getattr(_ops, f"{op.name}_backward").default, len(op.tensors)
+    operator = getattr(_ops, f"{op.name}_backward").default
+    count, kinds = len(op.tensors), len(op.names) + 1
 
     def kernel(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        tensors, names, needs = args[:count], args[count:-1], args[-1]
+        tensors, (*names, needs), dropout = args[:count], args[count : count + kinds], args[count + kinds :]
         tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (grad_out, *tensors))
         if not (tracked or in_transform()):
             with torch._C._AutoDispatchBelowAutograd():
@@ -493,7 +625,7 @@ def _backward_operator(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
                 f"gelu_ext.{op.name} instead"
             )
         needs = [need and t is not None for t, need in zip(tensors, needs, strict=True)]
-        grads = _composite.vjp(lambda *views: op.composite(*views, *names), tensors, grad_out, needs)
+        grads = _composite.vjp(lambda *views: op.composite(*views, *names, *dropout), tensors, grad_out, needs)
         return tuple(tensors[0].new_empty((0,)) if grad is None else grad for grad in grads)
 
     return kernel

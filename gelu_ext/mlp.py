@@ -2,10 +2,10 @@
 
 The node computes through torch's own matrix products and the native operation. With ``recompute=True`` it keeps its
 input and the pre-activation, and computes the activation once more in its backward: the same kernel on the same
-numbers, so the gradients are equal to the bit. In tiles of rows it keeps no pre-activation either, and computes that
-once more too. What is computed of a tile is written once: without tiles, all rows are one. There is one node for all
-three MLPs: its branches are the Linears before the activation, one or two, whose biases the operation adds. Knows
-functional.py's neighbours and torch; nothing here knows a kernel.
+numbers, so the gradients are equal to the bit; dropout in between is replayed from two integers. In tiles of rows it
+keeps no pre-activation either, and computes that once more too. What is computed of a tile is written once: without
+tiles, all rows are one. There is one node for all three MLPs: its branches are the Linears before the activation, one
+or two, whose biases the operation adds. Knows functional.py's neighbours and torch; nothing here knows a kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
-from . import _composite, _native
+from . import _composite, _dropout, _native
 from ._activations import GELUS
 from ._checks import (
     activation_or_form,
@@ -50,6 +50,7 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor  # by autograd.grad(..
 _is_compiling = torch.compiler.is_compiling
 _has_torch_function = torch.overrides.has_torch_function
 _Tensors = tuple[Tensor | None, ...]
+_Names = tuple[Any, ...]  # an operation's: dropout_p and philox are the last two
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -84,16 +85,17 @@ def _grad_hidden(grad_out: Tensor, w2: Tensor, spare: Tensor | None) -> Tensor:
     return spare
 
 
-def _activate(op: str, tensors: _Tensors, names: tuple[str, ...]) -> Tensor:
+def _activate(op: str, tensors: _Tensors, names: _Names) -> Tensor:
     return CALLS[op](op, *tensors, *names)
 
 
 def _activate_backward(
-    op: str, grad_hidden: Tensor, tensors: _Tensors, names: tuple[str, ...], needs: tuple[bool, ...]
+    op: str, grad_hidden: Tensor, tensors: _Tensors, names: _Names, needs: tuple[bool, ...]
 ) -> _Tensors:
     """Gradients of the tensors; those that are not needed are anything."""
     home = _ops if _is_compiling() else _native
-    return getattr(home, f"{op}_backward")(grad_hidden, *tensors, *names, needs)
+    *names, dropout_p, philox = names
+    return getattr(home, f"{op}_backward")(grad_hidden, *tensors, *names, needs, dropout_p, philox)
 
 
 def _wanted(ctx: Any) -> list[bool]:
@@ -101,11 +103,11 @@ def _wanted(ctx: Any) -> list[bool]:
 
     ``needs_input_grad`` says what required a gradient in the forward; ``torch.autograd.grad(out, x)`` wants less.
     """
-    needs = list(ctx.needs_input_grad[4:])
+    needs = list(ctx.needs_input_grad[5:])
     if _is_compiling():
         return needs
     edges = iter(ctx.next_functions)  # one for each argument that is a tensor
-    nodes = [next(edges)[0] if given else None for given in ctx.given]
+    _, *nodes = [next(edges)[0] if given else None for given in ctx.given]  # the first is philox
     return [need and _will_run(node) for need, node in zip(needs, nodes, strict=True)]
 
 
@@ -126,15 +128,18 @@ class _Mlp(Function):
     def forward(
         ctx: Any,
         op: str,
-        names: tuple[str, ...],
+        names: _Names,
         recompute: bool,
         tile: int | None,
+        philox: Tensor | None,
         x: Tensor,
         w2: Tensor,
         b2: Tensor | None,
         *branches: Tensor | None,
     ) -> Tensor:
         weights, biases = _halves(branches)
+        ctx.op, ctx.names, ctx.tile, ctx.biases = op, names, tile, biases
+        names = (*names, philox)
         pre, hidden = (None,) * len(weights), None
         if tile is not None:
             if not recompute:
@@ -144,25 +149,24 @@ class _Mlp(Function):
             pre = tuple(F.linear(x, w) for w in weights)
             hidden = _activate(op, pre + biases, names)
             out = F.linear(hidden, w2, b2)
-        ctx.save_for_backward(x, w2, *weights, *map(as_it_is, biases), *pre, None if recompute else hidden)
-        ctx.op, ctx.names, ctx.tile, ctx.biases = op, names, tile, biases
-        ctx.given = tuple(t is not None for t in (x, w2, b2, *branches))
+        ctx.save_for_backward(philox, x, w2, *weights, *map(as_it_is, biases), *pre, None if recompute else hidden)
+        ctx.given = tuple(t is not None for t in (philox, x, w2, b2, *branches))
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> _Tensors:
         device = grad_out.device.type
         if not autocasts(device):
-            return None, None, None, None, *_Mlp.gradients(ctx, grad_out)
+            return None, None, None, None, None, *_Mlp.gradients(ctx, grad_out)
         with torch.autocast(device, enabled=False):  # the forward has cast what was to be cast
-            return None, None, None, None, *_Mlp.gradients(ctx, grad_out)
+            return None, None, None, None, None, *_Mlp.gradients(ctx, grad_out)
 
     @staticmethod
     def gradients(ctx: Any, grad_out: Tensor) -> _Tensors:
         """Of x, w2, b2 and the branches."""
-        op, names = ctx.op, ctx.names
         needs_x, needs_w2, needs_b2, *needs = _wanted(ctx)
-        x, w2, *saved = ctx.saved_tensors
+        philox, x, w2, *saved = ctx.saved_tensors
+        op, names = ctx.op, (*ctx.names, philox)
         branches, pre, hidden = saved[: len(needs)], tuple(saved[len(needs) : -1]), saved[-1]
         weights, biases = _halves(branches)
         grad_b2 = _rows(grad_out).sum(0) if needs_b2 else None
@@ -189,12 +193,17 @@ class _Rows(NamedTuple):
     """What an MLP is computed from, and its gradients: of all rows, or of those of a tile."""
 
     op: str
-    names: tuple[str, ...]
+    names: _Names
     x: Tensor
     w2: Tensor
     weights: tuple[Tensor, ...]
     biases: _Tensors
     pre: _Tensors  # the pre-activations, where they are kept
+
+    def names_of(self, part: slice) -> _Names:
+        """Those of a tile: dropout begins with its first element of the hidden activations."""
+        *names, philox = self.names
+        return (*names, _dropout.advanced(philox, part.start * self.w2.shape[1]))
 
 
 def _in_tiles(of: _Rows, b2: Tensor | None, tile: int) -> Tensor:
@@ -204,7 +213,7 @@ def _in_tiles(of: _Rows, b2: Tensor | None, tile: int) -> Tensor:
     for part in _parts(rows, tile):
         places = (t if t is None else t[part] for t in kept)
         now = (_linear(rows[part], w, None, place) for w, place in zip(of.weights, places, strict=True))
-        _linear(_activate(of.op, (*now, *of.biases), of.names), of.w2, b2, out_rows[part])
+        _linear(_activate(of.op, (*now, *of.biases), of.names_of(part)), of.w2, b2, out_rows[part])
     return out
 
 
@@ -221,7 +230,7 @@ def _gradients_in_tiles(of: _Rows, needs: tuple[bool, ...], grad_out: Tensor, ti
     grad_x = of.x.new_empty(of.x.shape) if needs[0] else None
     for part in _parts(rows, tile) if any(needs) else ():
         pre = tuple(t if t is None else t[part] for t in kept)
-        of_tile = of._replace(x=rows[part], biases=wide_biases, pre=pre)
+        of_tile = of._replace(names=of.names_of(part), x=rows[part], biases=wide_biases, pre=pre)
         grad, *_ = _gradients(of_tile, needs, grad_rows[part], None, totals)
         if grad_x is not None:
             _rows(grad_x)[part] = grad
@@ -325,7 +334,7 @@ def _has_subclass(tensors: _Tensors) -> bool:
 
 def linear_op_linear(
     op: Operation,
-    names: tuple[str, ...],
+    names: _Names,
     recompute: bool,
     tile_rows: TileRows,
     x: Tensor,
@@ -341,14 +350,21 @@ def linear_op_linear(
         with torch.autocast(device, enabled=False):
             return linear_op_linear(op, names, recompute, tile_rows, *map(as_linear_casts, tensors))
     weights, biases = _halves(branches)
+    *names, dropout_p, philox = names
     if x.is_nested:  # no kernel takes it, and torch adds a bias in F.linear only
         pre = [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
-        return F.linear(op.eager(*pre, *(None for _ in biases), *names), w2, b2)
+        return F.linear(F.dropout(op.eager(*pre, *(None for _ in biases), *names), dropout_p), w2, b2)
+    if dropout_p and philox is None:  # which torch's own dropout has to do
+        hidden = _activate(op.name, (*(F.linear(x, w) for w in weights), *biases), (*names, *_dropout.NONE))
+        return F.linear(F.dropout(hidden, dropout_p), w2, b2)
     tile = None
     if tile_rows is not None and _takes_tiles(tensors):
         tile = rows_of_a_tile(tile_rows, x, sum(w.shape[0] for w in weights))
+        if philox is not None:  # a tile's hidden activations begin with a block of random numbers
+            tile = -(-tile // _dropout.BLOCK) * _dropout.BLOCK
     if _takes_node(recompute, tile, tensors):
-        return _Mlp.apply(op.name, names, recompute, tile, *tensors)
+        return _Mlp.apply(op.name, (*names, dropout_p), recompute, tile, philox, *tensors)
+    names = (*names, dropout_p, philox)
     if tile is not None and tile < math.prod(x.shape[:-1]) and not _needs_gradient(tensors):
         return _in_tiles(_Rows(op.name, names, x, w2, weights, biases, (None,) * len(weights)), b2, tile)
     return F.linear(_activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names), w2, b2)
@@ -362,18 +378,23 @@ _NAMES = {
 }
 
 
-def _checked(
-    public: str,
-    op: Operation,
-    names: tuple[str, ...],
-    recompute: bool,
-    tile_rows: TileRows,
-    *tensors: Tensor | None,
-) -> Tensor:
+class _Settings(NamedTuple):
+    """What every MLP may be told."""
+
+    recompute: bool
+    tile_rows: TileRows
+    dropout_p: float
+    training: bool
+    generator: torch.Generator | None
+
+
+def _checked(public: str, op: Operation, names: _Names, settings: _Settings, *tensors: Tensor | None) -> Tensor:
     """The MLP of an operation: x, w2, b2, then ``branches`` as of the node. Its sentences begin with ``public``."""
+    recompute, tile_rows, *dropout = settings
     check_bool(public, "recompute", recompute)
     check_tile_rows(public, tile_rows)
     check_mlp(public, _NAMES[op.name], op.halves, *tensors)
+    names = (*names, *_dropout.drawn(public, tensors[0], *dropout))
     return linear_op_linear(op, names, recompute, tile_rows, *tensors)
 
 
@@ -388,6 +409,9 @@ def mlp(
     approximate: str = "none",
     recompute: bool = True,
     tile_rows: TileRows = None,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """``linear(act(linear(x, w1) + b1), w2, b2)`` as one autograd node, with GELU if no other activation is named.
 
@@ -419,18 +443,21 @@ def mlp(
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         recompute: keep the pre-activation only.
         tile_rows: None for all rows at once, a number of rows, or "auto".
+        dropout_p, training, generator: dropout of the hidden activations, see :func:`gelu_ext.bias_act`; the same
+            elements with and without ``recompute`` and tiles.
 
     Returns:
         ``[..., D]`` of x's dtype.
 
     Raises:
-        ValueError: unknown ``activation`` or ``approximate``, both of them, shapes that do not fit, or ``tile_rows``
-            not above 0 or another word than "auto".
+        ValueError: unknown ``activation`` or ``approximate``, both of them, shapes that do not fit, ``tile_rows``
+            not above 0 or another word than "auto", or ``dropout_p`` not in [0, 1).
         TypeError: not a tensor, dtypes other than the above, ``recompute`` not a bool, ``tile_rows`` of another type.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
     """
     names = (activation_or_form("mlp", activation, approximate),)
-    return _checked("mlp", BIAS_ACT, names, recompute, tile_rows, x, w2, b2, w1, b1)
+    settings = _Settings(recompute, tile_rows, dropout_p, training, generator)
+    return _checked("mlp", BIAS_ACT, names, settings, x, w2, b2, w1, b1)
 
 
 def glu_mlp(
@@ -444,6 +471,9 @@ def glu_mlp(
     activated: str = "second",
     recompute: bool = True,
     tile_rows: TileRows = None,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """``linear(glu(linear(x, w1) + b1), w2, b2)`` as one autograd node: the gated twin of :func:`gelu_ext.mlp`.
 
@@ -459,6 +489,7 @@ def glu_mlp(
         activated: which half it is applied to, ``"second"`` or ``"first"``, see :func:`gelu_ext.glu`.
         recompute: keep the pre-activation only.
         tile_rows: None, a number of rows, or "auto", see :func:`gelu_ext.mlp`.
+        dropout_p, training, generator: see :func:`gelu_ext.mlp`.
 
     Returns:
         ``[..., D]`` of x's dtype.
@@ -468,7 +499,8 @@ def glu_mlp(
     """
     check_activation("glu_mlp", activation)
     check_activated("glu_mlp", activated)
-    return _checked("glu_mlp", GLU, (activation, activated), recompute, tile_rows, x, w2, b2, w1, b1)
+    settings = _Settings(recompute, tile_rows, dropout_p, training, generator)
+    return _checked("glu_mlp", GLU, (activation, activated), settings, x, w2, b2, w1, b1)
 
 
 def geglu_mlp(
@@ -482,11 +514,15 @@ def geglu_mlp(
     activated: str = "second",
     recompute: bool = True,
     tile_rows: TileRows = None,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """:func:`gelu_ext.glu_mlp` with the form of GELU in ``approximate``, see :func:`gelu_ext.bias_gelu`."""
     check_approximate("geglu_mlp", approximate)
     check_activated("geglu_mlp", activated)
-    return _checked("geglu_mlp", GLU, (GELUS[approximate], activated), recompute, tile_rows, x, w2, b2, w1, b1)
+    settings = _Settings(recompute, tile_rows, dropout_p, training, generator)
+    return _checked("geglu_mlp", GLU, (GELUS[approximate], activated), settings, x, w2, b2, w1, b1)
 
 
 def act_mul_mlp(
@@ -501,6 +537,9 @@ def act_mul_mlp(
     activation: str,
     recompute: bool = True,
     tile_rows: TileRows = None,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """``linear(act(linear(x, wa) + ba) * (linear(x, wl) + bl), w2, b2)`` as one node: Llama, Mistral, Qwen with SiLU.
 
@@ -508,7 +547,8 @@ def act_mul_mlp(
     """
     check_activation("act_mul_mlp", activation)
     branches = (w_activated, w_linear, b_activated, b_linear)
-    return _checked("act_mul_mlp", ACT_MUL, (activation,), recompute, tile_rows, x, w2, b2, *branches)
+    settings = _Settings(recompute, tile_rows, dropout_p, training, generator)
+    return _checked("act_mul_mlp", ACT_MUL, (activation,), settings, x, w2, b2, *branches)
 
 
 def gelu_mul_mlp(
@@ -523,8 +563,12 @@ def gelu_mul_mlp(
     approximate: str = "none",
     recompute: bool = True,
     tile_rows: TileRows = None,
+    dropout_p: float = 0.0,
+    training: bool = True,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """:func:`gelu_ext.act_mul_mlp` with the form of GELU in ``approximate``, as in T5 v1.1 and Gemma."""
     check_approximate("gelu_mul_mlp", approximate)
     branches = (w_activated, w_linear, b_activated, b_linear)
-    return _checked("gelu_mul_mlp", ACT_MUL, (GELUS[approximate],), recompute, tile_rows, x, w2, b2, *branches)
+    settings = _Settings(recompute, tile_rows, dropout_p, training, generator)
+    return _checked("gelu_mul_mlp", ACT_MUL, (GELUS[approximate],), settings, x, w2, b2, *branches)

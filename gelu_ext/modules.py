@@ -40,15 +40,22 @@ class GELU(nn.GELU):
 class _Shell(nn.Module):
     """Of a function: its options are attributes, are checked, and are what the module prints."""
 
+    dropout_p = 0.0  # in training mode
+
     def __init__(self, **options: Any) -> None:
         check_options(type(self).__name__, **options)
         super().__init__()
         for name, option in options.items():
             setattr(self, name, option)
-        self._printed = tuple(options)
+        self._printed = tuple(name for name in options if name != "dropout_p")
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._printed)
+        printed = (*self._printed, *(("dropout_p",) if self.dropout_p else ()))
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in printed)
+
+    @property
+    def _dropout(self) -> dict[str, Any]:
+        return {"dropout_p": self.dropout_p, "training": self.training}
 
 
 class _WithBias(_Shell):
@@ -68,6 +75,7 @@ class BiasAct(_WithBias):
     Args:
         features: width C of the input; None for no bias.
         activation: the name of any of :func:`gelu_ext.activations`.
+        dropout_p: dropout of the result in training mode, see :func:`gelu_ext.bias_act`.
         device, dtype: of the bias, which starts at zero.
 
     Raises:
@@ -79,15 +87,16 @@ class BiasAct(_WithBias):
         features: int | None = None,
         *,
         activation: str,
+        dropout_p: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(features, device, dtype, activation=activation)
+        super().__init__(features, device, dtype, activation=activation, dropout_p=dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
+        if self.bias is None and not self.dropout_p:
             return elementwise(x, self.activation)
-        return bias_act(x, self.bias, activation=self.activation)
+        return bias_act(x, self.bias, activation=self.activation, **self._dropout)
 
 
 class BiasGELU(_WithBias):
@@ -96,6 +105,7 @@ class BiasGELU(_WithBias):
     Args:
         features: width C of the input; None for no bias.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
+        dropout_p: dropout of the result in training mode, see :func:`gelu_ext.bias_act`.
         device, dtype: of the bias, which starts at zero.
 
     Raises:
@@ -107,13 +117,14 @@ class BiasGELU(_WithBias):
         features: int | None = None,
         *,
         approximate: str = "none",
+        dropout_p: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(features, device, dtype, approximate=approximate)
+        super().__init__(features, device, dtype, approximate=approximate, dropout_p=dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
-        return bias_gelu(x, self.bias, approximate=self.approximate)
+        return bias_gelu(x, self.bias, approximate=self.approximate, **self._dropout)
 
 
 class GaussianGELU(_Shell):
@@ -151,6 +162,7 @@ class GLU(_WithBias):
         features: packed width 2H of the input; None for no bias.
         activation: the name of any of :func:`gelu_ext.activations`.
         activated: which half it is applied to, ``"second"`` or ``"first"``, see :func:`gelu_ext.glu`.
+        dropout_p: dropout of the result in training mode, see :func:`gelu_ext.bias_act`.
         device, dtype: of the bias, which starts at zero.
 
     Raises:
@@ -163,13 +175,15 @@ class GLU(_WithBias):
         *,
         activation: str,
         activated: str = "second",
+        dropout_p: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(features, device, dtype, activation=activation, activated=activated)
+        options = {"activation": activation, "activated": activated, "dropout_p": dropout_p}
+        super().__init__(features, device, dtype, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return glu(x, self.bias, activation=self.activation, activated=self.activated)
+        return glu(x, self.bias, activation=self.activation, activated=self.activated, **self._dropout)
 
 
 class GEGLU(_WithBias):
@@ -179,6 +193,7 @@ class GEGLU(_WithBias):
         features: packed width 2H of the input; None for no bias.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         activated: which half goes through GELU, ``"second"`` or ``"first"``, see :func:`gelu_ext.geglu`.
+        dropout_p: dropout of the result in training mode, see :func:`gelu_ext.bias_act`.
         device, dtype: of the bias, which starts at zero.
 
     Raises:
@@ -191,13 +206,15 @@ class GEGLU(_WithBias):
         *,
         approximate: str = "none",
         activated: str = "second",
+        dropout_p: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(features, device, dtype, approximate=approximate, activated=activated)
+        options = {"approximate": approximate, "activated": activated, "dropout_p": dropout_p}
+        super().__init__(features, device, dtype, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        return geglu(x, self.bias, approximate=self.approximate, activated=self.activated)
+        return geglu(x, self.bias, approximate=self.approximate, activated=self.activated, **self._dropout)
 
 
 class _TwoLinears(_Shell):
@@ -240,6 +257,7 @@ class MLP(_TwoLinears):
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``, see :func:`gelu_ext.bias_gelu`.
         recompute: keep the pre-activation only, see :func:`gelu_ext.mlp`.
         tile_rows: None, a number of rows, or "auto": in tiles, see :func:`gelu_ext.mlp`.
+        dropout_p: dropout of the hidden activations in training mode, see :func:`gelu_ext.mlp`.
         device, dtype: of the parameters, initialised as nn.Linear's.
 
     Raises:
@@ -258,11 +276,12 @@ class MLP(_TwoLinears):
         approximate: str = "none",
         recompute: bool = True,
         tile_rows: TileRows = None,
+        dropout_p: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         activation_or_form("MLP", activation, approximate)
-        options = {"approximate": approximate, "recompute": recompute, "tile_rows": tile_rows}
+        options = {"approximate": approximate, "recompute": recompute, "tile_rows": tile_rows, "dropout_p": dropout_p}
         sizes = (in_features, hidden_features, hidden_features, out_features)
         super().__init__(*sizes, bias, device, dtype, **options)
         self.activation = activation
@@ -271,9 +290,10 @@ class MLP(_TwoLinears):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_plain():
-            options = {"activation": self.activation, "approximate": self.approximate}
+            options = {"activation": self.activation, "approximate": self.approximate, **self._dropout}
             return mlp(x, *self._tensors(), **options, recompute=self.recompute, tile_rows=self.tile_rows)
-        return self.fc2(bias_act(self.fc1(x), activation=self.activation or GELUS[self.approximate]))
+        activation = self.activation or GELUS[self.approximate]
+        return self.fc2(bias_act(self.fc1(x), activation=activation, **self._dropout))
 
 
 class GLUMLP(_TwoLinears):
@@ -281,7 +301,7 @@ class GLUMLP(_TwoLinears):
 
     Args:
         in_features, hidden_features, out_features, bias, device, dtype: as of :class:`MLP`.
-        recompute, tile_rows: as of :class:`MLP`.
+        recompute, tile_rows, dropout_p: as of :class:`MLP`.
         activation: the name of any of :func:`gelu_ext.activations`.
         activated: which half it is applied to, ``"second"`` or ``"first"``, see :func:`gelu_ext.glu`.
 
@@ -301,15 +321,17 @@ class GLUMLP(_TwoLinears):
         activated: str = "second",
         recompute: bool = True,
         tile_rows: TileRows = None,
+        dropout_p: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         options = {"activation": activation, "activated": activated, "recompute": recompute, "tile_rows": tile_rows}
+        options["dropout_p"] = dropout_p
         sizes = (in_features, 2 * hidden_features, hidden_features, out_features)
         super().__init__(*sizes, bias, device, dtype, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        options = {"activation": self.activation, "activated": self.activated}
+        options = {"activation": self.activation, "activated": self.activated, **self._dropout}
         if self._is_plain():
             return glu_mlp(x, *self._tensors(), **options, recompute=self.recompute, tile_rows=self.tile_rows)
         return self.fc2(glu(self.fc1(x), **options))
@@ -320,7 +342,7 @@ class GEGLUMLP(_TwoLinears):
 
     Args:
         in_features, hidden_features, out_features, bias, approximate, device, dtype: as of :class:`MLP`.
-        recompute, tile_rows: as of :class:`MLP`.
+        recompute, tile_rows, dropout_p: as of :class:`MLP`.
         activated: which half goes through GELU, ``"second"`` or ``"first"``, see :func:`gelu_ext.geglu`.
 
     Raises:
@@ -339,15 +361,17 @@ class GEGLUMLP(_TwoLinears):
         activated: str = "second",
         recompute: bool = True,
         tile_rows: TileRows = None,
+        dropout_p: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         options = {"approximate": approximate, "activated": activated, "recompute": recompute, "tile_rows": tile_rows}
+        options["dropout_p"] = dropout_p
         sizes = (in_features, 2 * hidden_features, hidden_features, out_features)
         super().__init__(*sizes, bias, device, dtype, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        options = {"approximate": self.approximate, "activated": self.activated}
+        options = {"approximate": self.approximate, "activated": self.activated, **self._dropout}
         if self._is_plain():
             return geglu_mlp(x, *self._tensors(), **options, recompute=self.recompute, tile_rows=self.tile_rows)
         return self.fc2(geglu(self.fc1(x), **options))

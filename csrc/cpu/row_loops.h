@@ -5,6 +5,8 @@
 #include "pack.h"
 #include "storage.h"
 
+#include "dropout_factors.h"  // knows the two
+
 template <class S>
 const S* at(const ConstMatrix& m, int64_t row, int64_t col) {
   return static_cast<const S*>(m.data) + row * m.row_stride + col;
@@ -21,19 +23,22 @@ __attribute__((noinline)) void call(F& f, Args... args) {
 }
 
 // f(precision, row, col, n) for every pack of the tile, in the order of memory: n elements, wide packs as long as they
-// are whole, then packs of one register.
+// are whole, then packs of one register. With dropout, a row is taken in pieces whose factors are made first.
 template <class Act, DType D, class F>
-GELU_EXT_FN void for_each_pack(const Tile& tile, F&& f) {
+GELU_EXT_FN void for_each_pack(const Tile& tile, DropoutFactors<D>& factors, F&& f) {
   using Precision = typename PrecisionOf<D>::type;
   using Wide = Packed<Precision, kWidth<Act, Precision>>;
   using Narrow = Packed<Precision, 1>;
   constexpr Whole<typename Wide::type> wide;
   constexpr Whole<typename Narrow::type> narrow;
   for (int64_t row = tile.row_begin; row < tile.row_end; ++row) {
-    int64_t col = tile.col_begin;
-    for (; col + wide <= tile.col_end; col += wide) call(f, Wide{}, row, col, wide);
-    for (; col + narrow <= tile.col_end; col += narrow) f(Narrow{}, row, col, narrow);
-    if (col < tile.col_end) f(Narrow{}, row, col, static_cast<int>(tile.col_end - col));
+    for (int64_t col = tile.col_begin; col < tile.col_end;) {
+      const int64_t end = factors.make(row, col, tile.col_end);
+      for (; col + wide <= end; col += wide) call(f, Wide{}, row, col, wide);
+      for (; col + narrow <= end; col += narrow) f(Narrow{}, row, col, narrow);
+      if (col < end) f(Narrow{}, row, col, static_cast<int>(end - col));
+      col = end;
+    }
   }
 }
 
@@ -72,13 +77,15 @@ GELU_EXT_FN void add_to(void* sum, int64_t col, const typename P::type& terms, N
 }
 
 // What an operation sees of a problem: one pack, at (row, col).
-template <class Op, class AnyProblem, class P, class S, class N>
+template <class Op, class AnyProblem, class P, DType D, class N>
 struct PackOf {
   using T = typename P::type;
+  using S = typename StorageOf<D>::type;
   static constexpr int kStep = Op::operands / Op::matrices;
 
   const AnyProblem& p;
   const void* const* vectors;
+  const DropoutFactors<D>& factors;
   const Tile& tile;
   int64_t row, col;
   N n;
@@ -95,7 +102,7 @@ struct PackOf {
   GELU_EXT_FN typename P::scalar parameter(Index<K>) const {
     return static_cast<typename P::scalar>(p.parameter[K]);
   }
-  GELU_EXT_FN T grad_out() const { return stream<T, S>(p.grad_out, tile, row, col, n); }
+  GELU_EXT_FN T grad_out() const { return factors.applied(stream<T, S>(p.grad_out, tile, row, col, n), col, n); }
 };
 
 // f(Index<i>()) for i below N, without a loop
@@ -111,19 +118,23 @@ GELU_EXT_FN void for_each_index(const F& f) {
 template <class Op, class Act, DType D>
 void forward_tile(const Forward& p, const void* const vectors[], const Tile& tile) {
   using S = typename StorageOf<D>::type;
-  for_each_pack<Act, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
+  DropoutFactors<D> factors(p);
+  const auto pack = [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
-    const PackOf<Op, Forward, P, S, decltype(n)> in{p, vectors, tile, row, col, n};
-    store(at<S>(p.out, row, col), Op::template value<Activation<Act, P>>(in), n);
-  });
+    const PackOf<Op, Forward, P, D, decltype(n)> in{p, vectors, factors, tile, row, col, n};
+    const typename P::type value = Op::template value<Activation<Act, P>>(in);
+    store(at<S>(p.out, row, col), factors.applied(value, col, n), n);
+  };
+  for_each_pack<Act, D>(tile, factors, pack);
 }
 
 template <class Op, class Act, DType D>
 void backward_tile(const Backward& p, const void* const vectors[], void* const sums[], const Tile& tile) {
   using S = typename StorageOf<D>::type;
-  for_each_pack<Act, D>(tile, [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
+  DropoutFactors<D> factors(p);
+  const auto pack = [&](auto precision, int64_t row, int64_t col, auto n) __attribute__((always_inline)) {
     using P = decltype(precision);
-    const PackOf<Op, Backward, P, S, decltype(n)> in{p, vectors, tile, row, col, n};
+    const PackOf<Op, Backward, P, D, decltype(n)> in{p, vectors, factors, tile, row, col, n};
     const auto grad = Op::template gradients<Activation<Act, P>>(in);
     for_each_index<Op::vectors>([&](auto j)
                                     __attribute__((always_inline)) { add_to<P>(sums[j], col, grad.term[j], n); });
@@ -135,7 +146,8 @@ void backward_tile(const Backward& p, const void* const vectors[], void* const s
       static_assert(Op::matrices == 1 && Op::operands == 2);
       if (p.grad[0].data != nullptr) store_in_turn(at<S>(p.grad[0], row, 2 * col), grad.term[0], grad.term[1], n);
     }
-  });
+  };
+  for_each_pack<Act, D>(tile, factors, pack);
 }
 
 inline void forward(const Forward& p, const void* const vectors[], const Tile& tile) {

@@ -37,6 +37,7 @@ def patch(
     *,
     recompute: bool = False,
     tile_rows: TileRows = None,
+    dropout: bool = False,
     verify: bool = True,
 ) -> Report:
     """Swaps the activations of the model's MLPs for the fused path, in place, and reports what it did and what it left.
@@ -62,6 +63,9 @@ def patch(
             once more in the backward, see :func:`gelu_ext.mlp`.
         tile_rows: where both Linears of a block are plain, None, a number of rows or "auto": the block takes its rows
             as many at a time, see :func:`gelu_ext.mlp`. With ``recompute`` it keeps its input only.
+        dropout: take the dropout that follows an activation into its pass, see :func:`gelu_ext.bias_act`: no mask is
+            kept, and ``recompute`` and ``tile_rows`` hold while it is active. ``p`` and the mode of the nn.Dropout stay
+            live. The model then drops other elements than unpatched for the same seed, so False leaves it to torch.
         verify: run each block on random input before and after, forward and backward, in its own dtype, and swap it
             only if every result is within twice the original's error against float64. All on copies of the block.
 
@@ -69,15 +73,15 @@ def patch(
         A report that prints as a table; its ``fused`` and ``left_alone`` are lists.
 
     Raises:
-        TypeError: ``model`` is not a module, ``activations`` no set of names, ``recompute`` or ``verify`` not a bool,
-            ``tile_rows`` neither None, an int nor a string.
+        TypeError: ``model`` is not a module, ``activations`` no set of names, ``recompute``, ``dropout`` or ``verify``
+            not a bool, ``tile_rows`` neither None, an int nor a string.
         ValueError: an unknown name in ``activations``, or ``tile_rows`` not above 0 or another word than "auto".
         ImportError: there is no compiled module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: expected model to be an nn.Module, got {type(model).__name__}")
-    options = Options(check_activations("patch", activations, SERVED), recompute, tile_rows)
-    for name, flag in (("recompute", recompute), ("verify", verify)):
+    options = Options(check_activations("patch", activations, SERVED), recompute, tile_rows, dropout)
+    for name, flag in (("recompute", recompute), ("dropout", dropout), ("verify", verify)):
         check_bool("patch", name, flag)
     check_tile_rows("patch", tile_rows)
     _native.require()
@@ -245,10 +249,13 @@ def _rows(block: Block, proof: Proof) -> Iterator[Fused]:
         note = step.why_not if bias == "kept" else ""
         between = [block.module.get_submodule(path) for path in step.between]
         done = ["recomputes"] * step.recompute + ["runs in tiles"] * (step.tile_rows is not None)
-        if done and any(isinstance(module, nn.Dropout) and module.p > 0 for module in between):
+        has_dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in between)
+        if done and has_dropout and not step.drops:
             note = f"{' and '.join(done)} where no dropout is active"
         elif step.tile_rows is not None:
             note = "runs in tiles"
+        if has_dropout and step.drops:
+            note = f"{note}, drops in the pass".removeprefix(", ")
         kept = proof.eager_bytes, proof.fused_bytes
         yield Fused(block.name, step.form, step.function, bias, *kept, step.activation, step.activated, note)
 
@@ -275,11 +282,12 @@ def patched(
     *,
     recompute: bool = False,
     tile_rows: TileRows = None,
+    dropout: bool = False,
     verify: bool = True,
 ) -> Iterator[Report]:
     """``with patched(model) as report:`` patches for the length of the block, and puts back what was there before."""
     before = _methods(model)
     try:
-        yield patch(model, activations, recompute=recompute, tile_rows=tile_rows, verify=verify)
+        yield patch(model, activations, recompute=recompute, tile_rows=tile_rows, dropout=dropout, verify=verify)
     finally:
         _put_back(model, before)

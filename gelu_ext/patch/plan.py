@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .._activations import ACTIVATIONS
+from .._dropout import NONE, drawn
 from .._operations import CLAMPED_SWIGLU, OPERATIONS
 from .._surroundings import as_linear_casts, autocasts
 from .._tiles import TileRows
-from ..functional import CALLS, elementwise
+from ..functional import CALLS, elementwise, with_dropout
 from ..linear import any_global_hooks, has_hooks, is_unwatched
 from ..mlp import linear_op_linear
 from .forms import Found, classify, classify_call
@@ -48,6 +49,7 @@ class Options(NamedTuple):
     activations: frozenset[str]
     recompute: bool
     tile_rows: TileRows = None
+    dropout: bool = False
 
     @property
     def of_nodes(self) -> bool:
@@ -66,10 +68,11 @@ class Step:
     names: tuple[Any, ...] = ()  # the operation's arguments that are no tensors
     takes_bias: bool = False  # the Linears' biases are added in the fused operation
     why_not: str = ""  # why it does not take them
-    between: tuple[str, ...] = ()  # with `second`: what stands before it, and must do nothing
+    between: tuple[str, ...] = ()  # what stands after it, or before `second`, and does nothing or is dropout
     second: str = ""  # the Linear after the activation, in one autograd node with this step
     recompute: bool = False  # the node keeps the pre-activation only
     tile_rows: TileRows = None  # how many rows the node takes at a time
+    drops: bool = False  # dropout that stands between is of the operation
 
     @property
     def firsts(self) -> tuple[str, ...]:
@@ -106,17 +109,16 @@ class Step:
     def run(self, modules: Modules, x: Tensor) -> Tensor:
         if self.op == "module":
             return modules[self.path](x)
-        if not self.second:
-            return self.activate(modules, x)
         between = [modules[path] for path in self.between]
-        if not any(map(_is_active, between)):
-            return self.node(modules, x)
+        dropout = [module.p for module in between if _is_active(module)]
+        if not dropout or (self.drops and len(dropout) == 1 and dropout[0] < 1):
+            return (self.node if self.second else self.activate)(modules, x, *dropout)
         x = self.activate(modules, x)
         for module in between:
             x = module(x)
-        return modules[self.second](x)
+        return modules[self.second](x) if self.second else x
 
-    def activate(self, modules: Modules, x: Tensor) -> Tensor:
+    def activate(self, modules: Modules, x: Tensor, dropout_p: float = 0.0) -> Tensor:
         firsts = [modules[path] for path in self.firsts]
         if self.takes_bias:
             pre = [F.linear(x, _weight(module)) for module in firsts]
@@ -126,16 +128,19 @@ class Step:
         else:
             pre = [module(x) for module in firsts] or [x]
             biases = [None for _ in pre]
-            if self.op == "bias_act":
+            if self.op == "bias_act" and not dropout_p:
                 return elementwise(pre[0], self.activation)
-        return CALLS[self.op](self.op, *pre, *biases, *self.names)
+        op, args = OPERATIONS[self.op], (*pre, *biases, *self.names)
+        if dropout_p:
+            return with_dropout(op, self.op, args, dropout_p, True, None)
+        return CALLS[self.op](self.op, *args, *(NONE if op.drops else ()))
 
-    def node(self, modules: Modules, x: Tensor) -> Tensor:
+    def node(self, modules: Modules, x: Tensor, dropout_p: float = 0.0) -> Tensor:
         firsts, second = [modules[path] for path in self.firsts], modules[self.second]
         weights, biases = [_weight(module) for module in firsts], [module.bias for module in firsts]
         return linear_op_linear(
             OPERATIONS[self.op],
-            self.names,
+            (*self.names, *drawn(self.op, x, dropout_p, True, None)),
             self.recompute,
             self.tile_rows,
             x,
@@ -170,6 +175,13 @@ class Plan:
     @property
     def fused(self) -> Iterator[Step]:
         return (step for step in self.steps if step.op != "module")
+
+    @property
+    def drops(self) -> bool:
+        return any(step.drops for step in self.steps)
+
+    def with_torchs_dropout(self) -> Plan:
+        return replace(self, steps=tuple(replace(step, drops=False) for step in self.steps))
 
     def run(self, modules: Modules, x: Tensor) -> Tensor:
         for step in self.steps:
@@ -527,7 +539,7 @@ def _steps(block: nn.Module, recording: Recording, options: Options) -> tuple[tu
         raise NotUnderstood("it computes no activation")
     steps = [
         replace(step, recompute=options.recompute, tile_rows=options.tile_rows) if step.second else step
-        for step in _with_second_linear(block, steps)
+        for step in _with_what_follows(block, steps, options.dropout)
     ]
     return tuple(steps), line
 
@@ -545,20 +557,29 @@ def _roles(steps: tuple[Step, ...]) -> dict[str, str]:
     return roles | dict.fromkeys(sorted(parents), "bypassed")
 
 
-def _with_second_linear(block: nn.Module, steps: list[Step]) -> Iterator[Step]:
-    """Puts the Linear after an activation into its step, where nothing but dropout stands between plain Linears."""
+def _with_what_follows(block: nn.Module, steps: list[Step], dropout: bool) -> Iterator[Step]:
+    """Puts the Linear after an activation into its step, where nothing but dropout stands between plain Linears.
+
+    With ``dropout`` that becomes part of the operation, whatever follows it.
+    """
     i = 0
     while i < len(steps):
         step = steps[i]
         end = i + 1
         while end < len(steps) and steps[end].op == "module" and _may_do_nothing(block.get_submodule(steps[end].path)):
             end += 1
+        between = tuple(s.path for s in steps[i + 1 : end])
+        drops = dropout and step.op != "module" and OPERATIONS[step.op].drops
+        drops = drops and any(isinstance(block.get_submodule(path), nn.Dropout) for path in between)
         firsts = [block.get_submodule(path) for path in step.firsts]
         plain = step.op != "module" and OPERATIONS[step.op].mlp and firsts and all(map(linear_kind, firsts))
         last = steps[end] if end < len(steps) and steps[end].op == "module" else None
         if plain and last and linear_kind(block.get_submodule(last.path)):
-            yield replace(step, between=tuple(s.path for s in steps[i + 1 : end]), second=last.path)
+            yield replace(step, between=between, second=last.path, drops=drops)
             i = end + 1
+        elif drops:
+            yield replace(step, between=between, drops=True)
+            i = end
         else:
             yield step
             i += 1

@@ -191,13 +191,16 @@ def prove(block: nn.Module, plan: Plan, x: Tensor, verify: bool) -> Proof:
     """Runs copies of the block with and without the plan. Without ``verify``, it measures the memory only."""
     method = plan.method
     x = _scaled(block, plan, x)
-    patched, eager = _pair(block, plan)
+    # What is dropped differs, where the operation drops it; all else must not.
+    patched, eager = _pair(block, plan.with_torchs_dropout())
     with quiet(x.device):
         try:
             if verify:
                 problem = _compare(patched, eager, method, x)
                 if problem:
                     return Proof(problem)
+            if plan.drops:
+                patched, eager = _pair(block, plan)
             return Proof("", *(_bytes_per_token(getattr(b.train(), method), x, _alive(b)) for b in (eager, patched)))
         except (MemoryError, torch.OutOfMemoryError):
             raise

@@ -1,0 +1,76 @@
+"""Dropout in the pass of an operation: who draws its two integers, and the same mask in torch's own operations.
+
+An operation drops elements of its value by a key and a counter, ``philox``: an int64 tensor of two on its device, which
+a backward gets again in the place of a mask (csrc/dropout.h). They are drawn by torch's own generator, as a tensor like
+any other; seeds, ``fork_rng``, checkpoints, CUDA graphs and the compiler's functional generators then need no care.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ._checks import check_bool, check_dropout_p, check_generator
+
+BLOCK = 8  # elements that share a block of random numbers
+_LOW = 0xFFFFFFFF
+
+# (dropout_p, philox) of an operation that drops nothing.
+NONE = (0.0, None)
+
+
+def drawn(
+    op: str, x: Any, dropout_p: float, training: bool, generator: torch.Generator | None
+) -> tuple[float, Tensor | None]:
+    """``dropout_p`` and ``philox`` for the operation; without the latter, torch's own dropout has to do it.
+
+    That is for what draws numbers by rules of its own or is no matrix: DTensor, nested and quantised tensors.
+    """
+    check_dropout_p(op, dropout_p)
+    check_bool(op, "training", training)
+    if not training or dropout_p == 0 or not isinstance(x, Tensor):
+        return NONE
+    check_generator(op, generator, x.device)
+    foreign = x.is_nested or x.is_quantized or x.layout is not torch.strided or is_traceable_wrapper_subclass(x)
+    if foreign or torch.onnx.is_in_onnx_export():
+        if generator is not None:
+            raise RuntimeError(f"{op}: expected generator to be None for {type(x).__name__}, got a torch.Generator")
+        return float(dropout_p), None
+    philox = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=x.device, generator=generator)
+    return float(dropout_p), philox
+
+
+def advanced(philox: Tensor | None, elements: int) -> Tensor | None:
+    """For the elements of a result from this one on, a multiple of BLOCK."""
+    if philox is None or elements == 0:
+        return philox
+    philox = philox.clone()
+    philox[1] += elements // BLOCK
+    return philox
+
+
+def dropped(value: Tensor, dropout_p: float, philox: Tensor | None) -> Tensor:
+    """What the kernels make of ``value``, in torch's operations."""
+    if philox is None:
+        return value
+    count = value.numel()
+    blocks = torch.arange((count + BLOCK - 1) // BLOCK, dtype=torch.int64, device=value.device)
+    numbers = _numbers(philox[1] + blocks, philox[0]).flatten()[:count].view(value.shape)
+    last_kept = max(round((1 - dropout_p) * 2**16), 1) - 1
+    return value * ((numbers <= last_kept).to(value.dtype) * (1 / (1 - dropout_p)))
+
+
+def _numbers(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox 4x32-10: the 8 numbers of 16 bits of each counter. (Products overflow to their lower 64 bits.)"""
+    zero = torch.zeros_like(counter)
+    c0, c1, c2, c3 = counter & _LOW, counter >> 32 & _LOW, zero, zero
+    k0, k1 = key & _LOW, key >> 32 & _LOW
+    for _ in range(10):
+        p0, p2 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (p2 >> 32 & _LOW) ^ c1 ^ k0, p2 & _LOW, (p0 >> 32 & _LOW) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = k0 + 0x9E3779B9 & _LOW, k1 + 0xBB67AE85 & _LOW
+    words = torch.stack([c0, c1, c2, c3], -1)
+    return torch.stack([words & 0xFFFF, words >> 16], -1)
