@@ -158,6 +158,19 @@ auto call(const c10::TypedOperatorHandle<Signature>& op, Args&&... args) {
 template <class>
 using Handle = py::handle;
 
+// Defines a function of the module that is called by position. Where `Args`, those of its operator, end in
+// those of dropout, these have the defaults of its schema.
+template <class... Args, class F, size_t... I>
+void define_function(py::module_& m, const std::string& name, F&& f, std::index_sequence<I...>) {
+  using Last = std::tuple_element_t<sizeof...(Args) - 1, std::tuple<Args...>>;
+  using SecondLast = std::tuple_element_t<sizeof...(Args) - 2, std::tuple<Args...>>;
+  if constexpr (std::is_same_v<SecondLast, double> && std::is_same_v<Last, const OptionalTensor&>) {
+    const auto unnamed = [](size_t) { return py::arg(); };
+    m.def(name.c_str(), f, unnamed(I)..., py::arg_v("dropout_p", 0.0), py::arg_v("philox", py::none()));
+  } else {
+    m.def(name.c_str(), f);
+  }
+}
 // <name>(op, ...): checks, in the name of `op`, and declines where others must see the call: None for autograd,
 // NotImplemented for a transform, forward-mode differentiation or torch.jit.trace.
 // <name>_forward(...): for the autograd functions.
@@ -177,8 +190,9 @@ void define_forward(py::module_& m, const char* name, Tensor (*)(Args...), void 
     if (at::GradMode::is_enabled() && (needs_grad(std::get<I>(args)) || ...)) return py::none();
     return wrap(call(op, std::get<I>(args)...));
   };
-  m.def(name, checked);
-  m.def((std::string(name) + "_forward").c_str(), [op](Args... args) { return wrap(call(op, args...)); });
+  const auto forward = [op](Args... args) { return wrap(call(op, args...)); };
+  define_function<Args...>(m, name, checked, std::make_index_sequence<sizeof...(Args) - 1>());  // and the op's name
+  define_function<Args...>(m, std::string(name) + "_forward", forward, std::make_index_sequence<sizeof...(Args) - 2>());
 }
 
 // The first N items of a tuple or list of bools.
@@ -209,12 +223,13 @@ template <class... Tensors, class... Args, size_t... I>
 void define_backward(py::module_& m, const std::string& name, std::tuple<Tensors...> (*)(Args...),
                      std::index_sequence<I...>) {
   const auto op = find_op<std::tuple<Tensors...>(Args...)>(name);
-  m.def(name.c_str(), [op](typename FromBackward<Args>::type... objects) {
+  const auto backward = [op](typename FromBackward<Args>::type... objects) {
     const std::tuple<Args...> args{FromBackward<Args>::get(objects)...};
     const auto& needs = std::get<std::array<bool, sizeof...(Tensors)>>(args);
     auto grads = std::apply([&](const auto&... each) { return call(op, each...); }, args);
     return py::make_tuple((needs[I] ? wrap(std::move(std::get<I>(grads))) : py::none())...);
-  });
+  };
+  define_function<Args...>(m, name, backward, std::make_index_sequence<sizeof...(Args) - 2>());
 }
 
 template <class... Args, class BackwardFunction, class Check>

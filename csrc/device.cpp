@@ -52,6 +52,11 @@ int launch_on_device_of(const Tensor& x, Launch&& f) {
 
 #endif
 
+void check_can_run(const char* op, const Problem& p, const Tensor& x) {
+  TORCH_CHECK(!p.dropout.drops(), op, ": expected dropout_p to be 0 on ", x.device(), ", got ",
+              1 - 1 / p.dropout.scale);
+}
+
 template <class Launch>
 void launch(const char* op, const Tensor& x, Launch&& f) {
   const int error = launch_on_device_of(x, f);
@@ -69,7 +74,10 @@ Tensor workspace(size_t bytes, const Tensor& x) {
 
 void run([[maybe_unused]] const char* op, const Forward& p, [[maybe_unused]] const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
-  if (is_for_cuda(x)) return launch(op, x, [&](auto device, auto stream) { return cuda::forward(p, device, stream); });
+  if (is_for_cuda(x)) {
+    check_can_run(op, p, x);
+    return launch(op, x, [&](auto device, auto stream) { return cuda::forward(p, device, stream); });
+  }
 #endif
   cpu::forward(p);
 }
@@ -77,6 +85,7 @@ void run([[maybe_unused]] const char* op, const Forward& p, [[maybe_unused]] con
 void run([[maybe_unused]] const char* op, const Backward& p, [[maybe_unused]] const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
   if (is_for_cuda(x)) {
+    check_can_run(op, p, x);
     return launch(op, x, [&](auto device, auto stream) {
       const Tensor space = workspace(cuda::workspace_bytes(p, device), x);
       return cuda::backward(p, space.defined() ? space.mutable_data_ptr() : nullptr, device, stream);

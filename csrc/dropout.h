@@ -1,5 +1,5 @@
-// Which elements of a result dropout keeps: once, for g++ and nvcc. No mask is stored: a forward and its backward ask
-// for the same numbers, which depend on two integers and an element's index alone.
+// Which elements of a result dropout keeps, for g++ and nvcc; the CUDA kernels do not ask yet. No mask is stored: a
+// forward and its backward ask for the same numbers, which depend on two integers and an element's index alone.
 //
 // The numbers are those of Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2,
 // 3", SC 2011), a function of a key and a counter. A block of it is 8 numbers of 16 bits, for 8 elements that follow
@@ -24,7 +24,7 @@ struct Dropout {
     last_kept = kept < 1 ? 0 : static_cast<uint32_t>(kept) - 1;
   }
 
-  GELU_EXT_FN bool drops() const { return philox != nullptr; }
+  bool drops() const { return philox != nullptr; }
 };
 
 // The product of the lower halves.

@@ -30,9 +30,8 @@ struct Terms {
 // act(z0)
 struct BiasAct {
   static constexpr int operands = 1, matrices = 1, parameters = 0;
-  static constexpr int vectors = 1;    // the operands' biases and one's own
-  static constexpr bool drops = true;  // its value may go through dropout
-  using Only = void;                   // the activation, where it is for one alone
+  static constexpr int vectors = 1;  // the operands' biases and one's own
+  using Only = void;                 // the activation, where it is for one alone
 
   template <class F, class In>
   static GELU_EXT_FN auto value(const In& in) {
@@ -49,7 +48,6 @@ struct BiasAct {
 // act(z0) z1
 struct ActMul {
   static constexpr int operands = 2, matrices = 2, vectors = 2, parameters = 0;
-  static constexpr bool drops = true;
   using Only = void;
 
   template <class F, class In>
@@ -71,7 +69,6 @@ struct ActMul {
 // operand is beyond the limit.
 struct ClampedSwiglu {
   static constexpr int operands = 2, matrices = 2, vectors = 2, parameters = 7;
-  static constexpr bool drops = false;
   using Only = Silu;
 
   // The last is where exp(-alpha t) has vanished.
@@ -124,7 +121,6 @@ struct InterleavedClampedSwiglu : ClampedSwiglu {
 // z0 Phi((z0 - mu)/sigma), GELU with a mean and a deviation along the columns
 struct GaussianGelu {
   static constexpr int operands = 1, matrices = 1, vectors = 3, parameters = 0;
-  static constexpr bool drops = false;
   using Only = Gelu;
 
   template <class F, class In>

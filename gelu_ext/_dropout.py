@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -25,9 +26,10 @@ NONE = (0.0, None)
 def drawn(
     op: str, x: Any, dropout_p: float, training: bool, generator: torch.Generator | None
 ) -> tuple[float, Tensor | None]:
-    """``dropout_p`` and ``philox`` for the operation; without the latter, torch's own dropout has to do it.
+    """``dropout_p`` and ``philox`` for the operation; without the latter, :func:`torchs` has to do it.
 
-    That is for what draws numbers by rules of its own or is no matrix: DTensor, nested and quantised tensors.
+    That is for what draws numbers by rules of its own or is no matrix (DTensor, nested and quantised tensors), for
+    graphs of ONNX, and for devices whose kernels have no dropout, which are all but the CPU.
     """
     check_dropout_p(op, dropout_p)
     check_bool(op, "training", training)
@@ -35,12 +37,18 @@ def drawn(
         return NONE
     check_generator(op, generator, x.device)
     foreign = x.is_nested or x.is_quantized or x.layout is not torch.strided or is_traceable_wrapper_subclass(x)
-    if foreign or torch.onnx.is_in_onnx_export():
-        if generator is not None:
-            raise RuntimeError(f"{op}: expected generator to be None for {type(x).__name__}, got a torch.Generator")
+    if foreign or x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
         return float(dropout_p), None
     philox = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=x.device, generator=generator)
     return float(dropout_p), philox
+
+
+def torchs(value: Tensor, dropout_p: float, generator: torch.Generator | None) -> Tensor:
+    """Dropout in a pass of its own, which keeps a mask."""
+    if generator is None:
+        return F.dropout(value, dropout_p)
+    kept = torch.empty_like(value).bernoulli_(1 - dropout_p, generator=generator)
+    return value * kept.div_(1 - dropout_p)
 
 
 def advanced(philox: Tensor | None, elements: int) -> Tensor | None:

@@ -27,7 +27,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import is_contiguous_or_false
 from torch.autograd import Function
@@ -138,7 +137,7 @@ def with_dropout(
     if philox is not None:
         return CALLS[op.name](public, *args, dropout_p, philox)
     out = CALLS[op.name](public, *args, *_dropout.NONE)
-    return F.dropout(out, dropout_p) if dropout_p else out
+    return _dropout.torchs(out, dropout_p, generator) if dropout_p else out
 
 
 def _traced(op: Operation, *args: Any) -> Tensor:
@@ -205,7 +204,8 @@ def bias_act(
         activation: its name.
         dropout_p: the probability with which an element of the result is dropped, in the same pass; what is kept is
             multiplied by ``1 / (1 - dropout_p)``, as ``F.dropout`` does. Autograd keeps two integers and no mask: which
-            elements are dropped depends on these and on an element's index alone. It is taken in steps of 2^-16.
+            elements are dropped depends on these and on an element's index alone. It is taken in steps of 2^-16. (On
+            other devices than the CPU, and for DTensor and the like, ``F.dropout`` follows in a pass of its own.)
         training: False drops nothing.
         generator: that draws the two integers, of x's device; torch's own of that device if None.
 

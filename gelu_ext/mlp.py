@@ -341,22 +341,25 @@ def linear_op_linear(
     w2: Tensor,
     b2: Tensor | None,
     *branches: Tensor | None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The MLP of any operation, without checks: ``branches`` as of the node."""
+    """The MLP of any operation, without checks: ``branches`` as of the node; ``generator`` for torch's own dropout."""
     tensors = (x, w2, b2, *branches)
     device = x.device.type
     if autocasts(device):
         # Cast once, for every path: what is computed may not depend on whether a gradient is wanted.
         with torch.autocast(device, enabled=False):
-            return linear_op_linear(op, names, recompute, tile_rows, *map(as_linear_casts, tensors))
+            cast = map(as_linear_casts, tensors)
+            return linear_op_linear(op, names, recompute, tile_rows, *cast, generator=generator)
     weights, biases = _halves(branches)
     *names, dropout_p, philox = names
     if x.is_nested:  # no kernel takes it, and torch adds a bias in F.linear only
         pre = [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
-        return F.linear(F.dropout(op.eager(*pre, *(None for _ in biases), *names), dropout_p), w2, b2)
-    if dropout_p and philox is None:  # which torch's own dropout has to do
+        hidden = op.eager(*pre, *(None for _ in biases), *names)
+        return F.linear(_dropout.torchs(hidden, dropout_p, generator) if dropout_p else hidden, w2, b2)
+    if dropout_p and philox is None:
         hidden = _activate(op.name, (*(F.linear(x, w) for w in weights), *biases), (*names, *_dropout.NONE))
-        return F.linear(F.dropout(hidden, dropout_p), w2, b2)
+        return F.linear(_dropout.torchs(hidden, dropout_p, generator), w2, b2)
     tile = None
     if tile_rows is not None and _takes_tiles(tensors):
         tile = rows_of_a_tile(tile_rows, x, sum(w.shape[0] for w in weights))
@@ -395,7 +398,7 @@ def _checked(public: str, op: Operation, names: _Names, settings: _Settings, *te
     check_tile_rows(public, tile_rows)
     check_mlp(public, _NAMES[op.name], op.halves, *tensors)
     names = (*names, *_dropout.drawn(public, tensors[0], *dropout))
-    return linear_op_linear(op, names, recompute, tile_rows, *tensors)
+    return linear_op_linear(op, names, recompute, tile_rows, *tensors, generator=settings.generator)
 
 
 def mlp(

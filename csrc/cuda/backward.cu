@@ -6,9 +6,8 @@
 namespace gelu_ext::cuda {
 namespace {
 
-template <class Op, class Columns, Wanted kWanted, bool kDrops>
-inline constexpr Tuning kTuning =
-    Columns::tuned(backward_tuning(kSizes<Op, kDrops>, kWanted, Columns::dtype, kArchitecture));
+template <class Op, class Columns, Wanted kWanted>
+inline constexpr Tuning kTuning = Columns::tuned(backward_tuning(kSizes<Op>, kWanted, Columns::dtype, kArchitecture));
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
@@ -22,7 +21,6 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
   Input grad_out[1], x[Op::matrices];
   ConstVector vector[Op::vectors];
   Parameters<Op> parameters;
-  DropoutArguments dropout;
   Output grad[Op::matrices];
   Vector grad_vector[Op::vectors];
   void* partials[Op::vectors];
@@ -35,13 +33,12 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
         x{Input(p.x[M], p.dtype, shape)...},
         vector{p.vector[J]...},
         parameters(p),
-        dropout(p, shape),
         grad{Output(p.grad[M], p.dtype, shape)...},
         grad_vector{p.grad_vector[J]...},
         partials{static_cast<char*>(workspace) + partials_bytes(J, shape, p.cols, p.dtype)...},
         piece(piece_bytes(p, passes, grad_out, x, grad) / static_cast<int>(size_of(p.dtype))) {}
 
-  template <class Act, class Columns, Wanted kWanted, bool kDrops>
+  template <class Act, class Columns, Wanted kWanted>
   GELU_EXT_DEVICE void run() const {
     using F = Activation<Act, typename Columns::precision>;
     using Values = typename Columns::Values;
@@ -53,9 +50,7 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
       Values vectors[Op::vectors];
       const auto prepare = [&] { ((vectors[J] = load_vector(columns, vector[J])), ...); };
       const OutputRows<Columns, AccessOf<Op, 0>> results[] = {{columns, grad[kMatrixOf<Op, I>]}...};
-      const std::conditional_t<kDrops, DropoutRows<Columns>, NoDropout> dropped(columns, dropout);
-      const auto process = [&](int pass, Values grads, const OfEach<Values, I>&... rows) {
-        dropped.apply(pass, grads);
+      const auto process = [&](int pass, const Values& grads, const OfEach<Values, I>&... rows) {
         Values values[] = {rows...};
         take_pairs_apart<Op>(values);
         Values result[Op::operands];
@@ -71,7 +66,7 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
                                                          : void()),
          ...);
       };
-      walk_rows<Columns, kTuning<Op, Columns, kWanted, kDrops>.unroll>(
+      walk_rows<Columns, kTuning<Op, Columns, kWanted>.unroll>(
           passes, prepare, process, InputRows<Columns>(columns, grad_out[0]),
           InputRows<Columns, AccessOf<Op, I>>(columns, x[kMatrixOf<Op, I>])...);
     }
@@ -85,10 +80,10 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
   }
 };
 
-template <class Op, class Act, class Columns, Wanted kWanted, bool kDrops>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns, kWanted, kDrops>))
+template <class Op, class Act, class Columns, Wanted kWanted>
+__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns, kWanted>))
     backward_kernel(Arguments<Op> p) {
-  p.template run<Act, Columns, kWanted, kDrops>();
+  p.template run<Act, Columns, kWanted>();
 }
 
 bool sums_wanted(const Backward& p) {
@@ -96,16 +91,15 @@ bool sums_wanted(const Backward& p) {
 }
 
 Wanted wanted_of(const Backward& p) {
-  if (p.dropout.drops()) return Wanted::some;
   const auto wanted = [](const Matrix& m) { return m.data != nullptr; };
   if (!std::all_of(p.grad, p.grad + p.matrices(), wanted)) return Wanted::some;
   return sums_wanted(p) ? Wanted::matrices_and_sums : Wanted::matrices;
 }
 
-// Calls f with a std::integral_constant<Wanted, ...>. Pieces and dropout have the kernel alone that can do all.
-template <class Columns, bool kDrops, class F>
+// Calls f with a std::integral_constant<Wanted, ...>. Pieces have the kernel alone that can do all.
+template <class Columns, class F>
 void with_wanted(Wanted wanted, F&& f) {
-  if constexpr (std::is_same_v<Columns, VectorColumns<Columns::dtype>> && !kDrops) {
+  if constexpr (std::is_same_v<Columns, VectorColumns<Columns::dtype>>) {
     if (wanted == Wanted::matrices) return f(std::integral_constant<Wanted, Wanted::matrices>{});
     if (wanted == Wanted::matrices_and_sums) return f(std::integral_constant<Wanted, Wanted::matrices_and_sums>{});
   }
@@ -124,11 +118,10 @@ int launch(const Backward& p, void* workspace, const Device& device, void* strea
     const Arguments<Op> arguments(p, shape, workspace);
     with_columns<Op, decltype(dtype)::value>(arguments.piece, [&](auto columns) {
       using Columns = typename decltype(columns)::type;
-      with_dropout<Op, Columns>(p, [&](auto drops) {
-        with_wanted<Columns, drops()>(wanted_of(p), [&](auto which) {
-          GELU_EXT_LAUNCH((backward_kernel<Op, decltype(act), Columns, which(), drops()>), shape.grid(), shape.block(),
-                          stream, arguments);
-        });
+      with_wanted<Columns>(wanted_of(p), [&](auto which) {
+        constexpr Wanted kWanted = decltype(which)::value;
+        GELU_EXT_LAUNCH((backward_kernel<Op, decltype(act), Columns, kWanted>), shape.grid(), shape.block(), stream,
+                        arguments);
       });
     });
   });

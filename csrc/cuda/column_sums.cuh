@@ -3,7 +3,7 @@
 // warps; that is the gradient if the block had all rows, else a partial sum that sum_chunks() adds to the others.
 #pragma once
 
-#include "dropout.cuh"
+#include "rows.cuh"
 
 namespace gelu_ext::cuda {
 

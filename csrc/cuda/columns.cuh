@@ -93,7 +93,6 @@ struct PieceColumns : ColumnsOf<D> {
   }
 
   GELU_EXT_DEVICE bool has(int k) const { return k / piece < pieces; }
-  GELU_EXT_DEVICE bool begins_piece(int k) const { return k % piece == 0; }
   GELU_EXT_DEVICE bool fits(const void* data) const {
     return reinterpret_cast<uintptr_t>(data) % (piece * sizeof(scalar_t)) == 0;
   }

@@ -1,12 +1,12 @@
 // out = op(z_0, ...), z_i = x_i + bias_i. Traffic of 16-bit data with one operand (two): 4 (6) bytes an element of the
 // output, which an H200 moves in the time of 31 (47) instructions; exact GELU takes 18 (21).
-#include "dropout.cuh"
+#include "rows.cuh"
 
 namespace gelu_ext::cuda {
 namespace {
 
-template <class Op, class Columns, bool kDrops>
-inline constexpr Tuning kTuning = Columns::tuned(forward_tuning(kSizes<Op, kDrops>, Columns::dtype, kArchitecture));
+template <class Op, class Columns>
+inline constexpr Tuning kTuning = Columns::tuned(forward_tuning(kSizes<Op>, Columns::dtype, kArchitecture));
 
 // What the kernel takes.
 template <class Op, class = std::make_integer_sequence<int, Op::operands>,
@@ -20,7 +20,6 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
   Input x[Op::matrices];
   ConstVector vector[Op::vectors];
   Parameters<Op> parameters;
-  DropoutArguments dropout;
   Output out[1];
   int piece;  // elements of a row that are accessed together
 
@@ -30,11 +29,10 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
         x{Input(p.x[M], p.dtype, shape)...},
         vector{p.vector[J]...},
         parameters(p),
-        dropout(p, shape),
         out{Output(p.out, p.dtype, shape)},
         piece(piece_bytes(p, passes, out, x) / static_cast<int>(size_of(p.dtype))) {}
 
-  template <class Act, class Columns, bool kDrops>
+  template <class Act, class Columns>
   GELU_EXT_DEVICE void run() const {
     using F = Activation<Act, ForwardPrecision<Op, Act, Columns>>;
     using T = typename F::T;
@@ -45,7 +43,6 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
     Values vectors[Op::vectors];
     const auto prepare = [&] { ((vectors[J] = load_vector(columns, vector[J])), ...); };
     const OutputRows<Columns> results(columns, out[0]);
-    const std::conditional_t<kDrops, DropoutRows<Columns>, NoDropout> dropped(columns, dropout);
     const auto process = [&](int pass, const OfEach<Values, I>&... rows) {
       Values values[] = {rows...};
       take_pairs_apart<Op>(values);
@@ -54,18 +51,16 @@ struct Arguments<Op, std::integer_sequence<int, I...>, std::integer_sequence<int
       for (int k = 0; k < Columns::count; k += kTogether<T>) {
         set<T>(result, k, Op::template value<F>(element<Op, T>(k, values, vectors, parameters)));
       }
-      dropped.apply(pass, result);
       results.store(pass, result);
     };
-    walk_rows<Columns, kTuning<Op, Columns, kDrops>.unroll>(
+    walk_rows<Columns, kTuning<Op, Columns>.unroll>(
         passes, prepare, process, InputRows<Columns, AccessOf<Op, I>>(columns, x[kMatrixOf<Op, I>])...);
   }
 };
 
-template <class Op, class Act, class Columns, bool kDrops>
-__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns, kDrops>))
-    forward_kernel(Arguments<Op> p) {
-  p.template run<Act, Columns, kDrops>();
+template <class Op, class Act, class Columns>
+__global__ void __launch_bounds__(kThreads, resident_blocks(kTuning<Op, Columns>)) forward_kernel(Arguments<Op> p) {
+  p.template run<Act, Columns>();
 }
 
 int launch(const Forward& p, const Device& device, void* stream) {
@@ -74,11 +69,8 @@ int launch(const Forward& p, const Device& device, void* stream) {
     using Op = decltype(op);
     const Arguments<Op> arguments(p, shape);
     with_columns<Op, decltype(dtype)::value>(arguments.piece, [&](auto columns) {
-      using Columns = typename decltype(columns)::type;
-      with_dropout<Op, Columns>(p, [&](auto drops) {
-        GELU_EXT_LAUNCH((forward_kernel<Op, decltype(act), Columns, drops()>), shape.grid(), shape.block(), stream,
-                        arguments);
-      });
+      GELU_EXT_LAUNCH((forward_kernel<Op, decltype(act), typename decltype(columns)::type>), shape.grid(),
+                      shape.block(), stream, arguments);
     });
   });
   return static_cast<int>(cudaGetLastError());

@@ -78,7 +78,7 @@ struct PairPrecision : LowPrecision {
 // What a forward kernel computes in. Other functions than gates, operations with vectors of their own, and backward
 // kernels, which keep more numbers, would load less at a time for want of registers.
 template <class Op, class Act, class Columns>
-using ForwardPrecision = std::conditional_t<kComputesInPairs && is_gate<Act> && !kSizes<Op, false>.has_own_vectors() &&
+using ForwardPrecision = std::conditional_t<kComputesInPairs && is_gate<Act> && !kSizes<Op>.has_own_vectors() &&
                                                 size_of(Columns::dtype) == 2,
                                             PairPrecision, typename Columns::precision>;
 

@@ -43,24 +43,22 @@ constexpr int resident_blocks(Tuning tuning, int architecture = kArchitecture) {
   return tuning.blocks < most ? tuning.blocks : most;
 }
 
-// What of an operation decides, and whether it drops elements.
+// What of an operation decides.
 struct Sizes {
   int operands, vectors, parameters;
-  bool drops;
 
   constexpr bool has_own_vectors() const { return vectors > operands; }
 };
-template <class Op, bool kDrops>
-inline constexpr Sizes kSizes = {Op::operands, Op::vectors, Op::parameters, kDrops};
-inline Sizes sizes_of(const Problem& p) { return {p.operands(), p.vectors(), p.parameters(), p.dropout.drops()}; }
+template <class Op>
+inline constexpr Sizes kSizes = {Op::operands, Op::vectors, Op::parameters};
+inline Sizes sizes_of(const Problem& p) { return {p.operands(), p.vectors(), p.parameters()}; }
 
 // Bytes in flight on a multiprocessor: blocks * 256 threads * loads that are issued together * 16. An H100 wants 32 KB,
 // an H200 48, a B200 more. Most kernels have 48: 4 blocks of 3 loads. float32 with two operands has 32, as its loads
-// would be delayed else. Random numbers need a dozen registers.
+// would be delayed else.
 constexpr Tuning forward_tuning(Sizes op, DType dtype, int architecture) {
   if (dtype == DType::float64) return {1, 2};
   if (op.has_own_vectors()) return tuned_by({2, 3});
-  if (op.drops) return tuned_by(op.operands == 1 ? Tuning{2, 3} : Tuning{1, 3});
   if (op.operands == 1) return tuned_by(is_turing(architecture) ? Tuning{2, 4} : Tuning{3, 4});  // it would spill
   return tuned_by(dtype == DType::float32 || architecture >= 1000 ? Tuning{1, 4} : Tuning{2, 3});
 }
@@ -77,7 +75,6 @@ constexpr Tuning backward_tuning(Sizes op, Wanted wanted, DType dtype, int archi
   const bool single = dtype == DType::float32, blackwell = architecture >= 1000;
   if (dtype == DType::float64) return {1, 2};
   if (op.has_own_vectors()) return tuned_by(single ? Tuning{1, 3} : Tuning{1, 2});
-  if (op.drops) return tuned_by(op.operands == 1 || single ? Tuning{1, 3} : Tuning{1, 2});
   if (op.operands == 1) return tuned_by(wanted == Wanted::some && !single ? Tuning{1, 4} : Tuning{2, 4});
   if (wanted == Wanted::matrices) return tuned_by({1, 4});
   if (blackwell && op.parameters != 0) return tuned_by({1, 3});

@@ -63,7 +63,6 @@ OPERANDS = {
     )
 }
 WANTED = {None: "", "0": "", "1": " + dbias", "2": " (some)"}
-DROPOUT = " + dropout"
 INPUTS = {f"{snake(struct)}_{way}": n + (way == "backward") for struct, n in OPERANDS.items() for way in WAYS}
 OUTPUTS = {f"{snake(struct)}_{way}": n if way == "backward" else 1 for struct, n in OPERANDS.items() for way in WAYS}
 KINDS = {f"{snake(struct)}_{way}": (n, way) for struct, n in OPERANDS.items() for way in WAYS}
@@ -84,7 +83,6 @@ REASONS = {
     (2, "backward", 32): "Blackwell's compiler delays loads of float32 for a fourth block",
     "gaussian_gelu_forward": "bias, mean and deviation are 24 registers of a 16-bit thread: a fourth block would spill",
     "gaussian_gelu_backward": "with their sums these are 48 registers: a third block of 16 bits would spill",
-    DROPOUT: "random numbers need a dozen registers",
     100: "what is in flight occupies registers; 64 KB would be a quarter of them, or take copies to shared memory",
     "mish": DELAYED,
     "tanh": DELAYED,
@@ -118,11 +116,6 @@ class Kernel:
     starts: int  # and the same where the kernel begins
     loads: int
     faults: list[str]
-
-    @property
-    def limit(self) -> str:
-        """The name of its limits among the operation's."""
-        return self.activation + (DROPOUT if self.wanted == DROPOUT else "")
 
     @property
     def slots(self) -> float:
@@ -175,7 +168,7 @@ def faults_of(lines: list[tuple[int | str, str]], loop: list[str], op: str, inpu
 
 KERNEL = re.compile(
     r"(?P<way>forward|backward)_kernelINS_\d+(?P<op>[A-Z]\w*?)ENS_\d+(?P<activation>[A-Z]\w*?)ENS0_\d+VectorColumns"
-    r"ILNS_5DTypeE(?P<dtype>\d)EEE(?:LNS0_6WantedE(?P<wanted>\d)E)?Lb(?P<drops>[01])E"
+    r"ILNS_5DTypeE(?P<dtype>\d)EEE(?:LNS0_6WantedE(?P<wanted>\d))?"
 )
 
 
@@ -199,7 +192,7 @@ def kernels_of(source: Path, architecture: int, folder: Path, nvcc: Path, nvdisa
                 op=op,
                 activation=activation,
                 dtype=dtype,
-                wanted=DROPOUT if match["drops"] == "1" else WANTED[match["wanted"]],
+                wanted=WANTED[match["wanted"]],
                 architecture=architecture,
                 elements=VECTOR_BYTES // size * max(1, loads // inputs),
                 counts=collections.Counter(pipe_of(text) or "unknown" for text in loop),
@@ -220,8 +213,6 @@ def reason_for_less(kernel: Kernel) -> str:
         return ""
     if found >= 48:
         return REASONS.get(kernel.architecture, "")
-    if kernel.wanted == DROPOUT:
-        return REASONS[DROPOUT]
     if kernel.op in REASONS:
         return REASONS[kernel.op]
     if found >= LEAST_IN_FLIGHT:
@@ -232,7 +223,7 @@ def reason_for_less(kernel: Kernel) -> str:
 def check(kernel: Kernel) -> None:
     """Adds what breaks a limit to the kernel's faults."""
     bits = "32" if kernel.dtype == "float32" else "16"
-    limit = LIMITS[kernel.op].get(kernel.limit, {}).get(bits)
+    limit = LIMITS[kernel.op].get(kernel.activation, {}).get(bits)
     if limit is None:
         kernel.faults.append("has no limit in budgets.json")
         return
@@ -250,8 +241,8 @@ def add_limits(kernels: list[Kernel]) -> None:
     """Gives every activation that has none the limits that its kernels just meet, and writes the file."""
     for kernel in kernels:
         bits = "32" if kernel.dtype == "float32" else "16"
-        mine = [k for k in kernels if (k.op, k.limit) == (kernel.op, kernel.limit)]
-        found = LIMITS.setdefault(kernel.op, {}).setdefault(kernel.limit, {})
+        mine = [k for k in kernels if (k.op, k.activation) == (kernel.op, kernel.activation)]
+        found = LIMITS.setdefault(kernel.op, {}).setdefault(kernel.activation, {})
         if bits not in found:
             same = [k for k in mine if (k.dtype == "float32") == (bits == "32")]
             found[bits] = {"slots": math.ceil(max(k.slots for k in same)), "mufu": math.ceil(max(k.mufu for k in same))}
@@ -283,7 +274,7 @@ def table_of(kernels: list[Kernel], version: str) -> str:
     ]
     for kernel in kernels:
         bits = "32" if kernel.dtype == "float32" else "16"
-        limit = LIMITS[kernel.op].get(kernel.limit, {}).get(bits, {}).get("slots", "")
+        limit = LIMITS[kernel.op].get(kernel.activation, {}).get(bits, {}).get("slots", "")
         shares = [f"{kernel.predicted(gpu):.0%}" if gpu.architecture == kernel.architecture else "" for gpu in GPUS]
         cells = [
             kernel.op + kernel.wanted,

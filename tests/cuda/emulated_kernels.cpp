@@ -20,7 +20,6 @@ using namespace gelu_ext;
 
 enum class Operation { bias_act, act_mul, clamped_swiglu, interleaved_clamped_swiglu };
 constexpr const char* kOperationNames[] = {"bias_act", "act_mul", "clamped_swiglu", "interleaved_clamped_swiglu"};
-constexpr int64_t kPhilox[] = {0x1234567890abcdef, (int64_t{1} << 32) - 3};  // key, counter: the lower half overflows
 constexpr double kAlpha = 1.702, kLimit = 2, kOffset = 1;  // of the last two; alpha is that of gelu_sigmoid
 
 enum class BiasKind { none, own, float32, first_only, second_only };
@@ -45,8 +44,7 @@ struct Case {
   unsigned wanted = 0b1111;  // outputs: two matrices, two bias gradients
   bool special = false;      // infinities, NaN and the like among the inputs
   int64_t far_stride = 0;    // elements from row to row, if not 0
-  double dropout_p = 0;
-  int only = -1;  // the layout's padding and offset for this allocation only, counted from 0
+  int only = -1;             // the layout's padding and offset for this allocation only, counted from 0
 
   bool gated() const { return operation != Operation::bias_act; }
   bool interleaved() const { return operation == Operation::interleaved_clamped_swiglu; }
@@ -58,8 +56,7 @@ struct Case {
            Activations::names[activation] + " " + dtype_name(dtype) + " [" + std::to_string(rows) + ", " +
            std::to_string(cols) + "] " + layout.name + ", bias kind " + std::to_string(static_cast<int>(bias)) + ", " +
            std::to_string(multiprocessors) + " multiprocessors, wanted " + std::to_string(wanted) +
-           (special ? ", special values" : "") + (dropout_p > 0 ? ", dropout" : "") +
-           (only >= 0 ? ", only allocation " + std::to_string(only) : "");
+           (special ? ", special values" : "") + (only >= 0 ? ", only allocation " + std::to_string(only) : "");
   }
 };
 
@@ -226,7 +223,6 @@ class Problem {
     p.activation = c_.activation, p.dtype = c_.dtype, p.rows = c_.rows, p.cols = c_.cols;
     const auto numbers = ClampedSwiglu::numbers(kAlpha, kLimit, kOffset, c_.dtype == DType::float64);
     if (c_.clamped()) std::copy(numbers.begin(), numbers.end(), p.parameter);
-    if (c_.dropout_p > 0) p.dropout = {c_.dropout_p, kPhilox};
     for (int i = 0; i < p.matrices(); ++i) {
       const View& x = i == 0 ? activated_ : linear_;
       p.x[i] = {x.data(), x.row_stride};
@@ -278,23 +274,6 @@ class Problem {
     return c_.dtype == DType::float64 ? value + bias : static_cast<float>(value) + static_cast<float>(bias);
   }
 
-  // What dropout multiplies an element by: Philox as its authors write it, in words of 32 bits.
-  double factor(int64_t row, int64_t col) const {
-    if (c_.dropout_p == 0) return 1;
-    const auto index = static_cast<uint64_t>(row * c_.cols + col), counter = kPhilox[1] + index / 8;
-    uint32_t words[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
-    uint32_t k0 = static_cast<uint32_t>(kPhilox[0]), k1 = static_cast<uint32_t>(kPhilox[0] >> 32);
-    for (int round = 0; round < 10; ++round) {
-      const uint64_t p0 = uint64_t{0xD2511F53} * words[0], p1 = uint64_t{0xCD9E8D57} * words[2];
-      const uint32_t next[] = {static_cast<uint32_t>(p1 >> 32) ^ words[1] ^ k0, static_cast<uint32_t>(p1),
-                               static_cast<uint32_t>(p0 >> 32) ^ words[3] ^ k1, static_cast<uint32_t>(p0)};
-      std::copy(std::begin(next), std::end(next), words);
-      k0 += 0x9E3779B9, k1 += 0xBB67AE85;
-    }
-    const double uniform = ((words[index % 8 / 2] >> (index % 2 * 16) & 0xffff) + 0.5) / 0x1p16;
-    return uniform < 1 - c_.dropout_p ? 1 / (1 - c_.dropout_p) : 0;
-  }
-
   template <class R>
   void check_values_in() {
     const Tolerance of_sum[2] = {Tolerance::of_sum(c_.dtype, bias_[0].dtype, c_.rows),
@@ -316,10 +295,10 @@ class Problem {
         if (!c_.backward) {
           const Tolerance tolerance =
               c_.gated() ? Tolerance::of_product(c_.dtype, z) : Tolerance::of_value(c_.dtype, z, bool(bias_[0]));
-          expect(0, row, col, act.value * linear * factor(row, col), tolerance, 0);
+          expect(0, row, col, act.value * linear, tolerance, 0);
           continue;
         }
-        const double grad = grad_out_.at(row, col) * factor(row, col);
+        const double grad = grad_out_.at(row, col);
         const Tolerance tolerance = Tolerance::of_product(c_.dtype, z);
         const R grads[2] = {moves[0] ? grad * (linear * act.slope) : 0, moves[1] ? grad * act.value : 0};
         const R scales[2] = {std::fabs(R(grad) * linear), 0};
@@ -382,7 +361,6 @@ void run_shapes(const Case& base, const std::vector<Shape>& shapes, int layouts,
       c.layout = kLayouts[layouts == static_cast<int>(std::size(kLayouts)) ? i : turn % std::size(kLayouts)];
       c.bias = static_cast<BiasKind>(turn % (c.gated() ? 5 : 3));
       c.multiprocessors = turn % 2 == 0 ? 132 : 1 + turn % 5;
-      c.dropout_p = turn / 2 % 3 == 0 && !c.clamped() ? 0.4 : 0;
       Problem(c).run(orders);
     }
   }
@@ -410,7 +388,6 @@ void run_subsets(Case c, const std::vector<std::string>& orders) {
     for (unsigned wanted = 1; wanted < 16; ++wanted) {
       if (!c.gated() && (wanted & 0b1010) != 0) continue;
       c.wanted = wanted;
-      c.dropout_p = wanted % 4 == 1 && !c.clamped() ? 0.4 : 0;
       Problem(c).run(orders);
     }
   }
