@@ -26,7 +26,7 @@ also = $(if $(strip $(VENV)),$(RUN) -m pip install --quiet --disable-pip-version
 LOGGED = || { grep -A 5 -E 'error:|^gelu_ext:' build/log || cat build/log; echo 'make: the build failed; all of its output is in build/log'; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help environment install build demo test sweep models lint format bench accuracy fit-check numerics \
+.PHONY: help environment install build demo test sweep models lint format bench experiments accuracy fit-check numerics \
         cross-compile emulate emulate-suite cuda-compile budgets cuda-link gpu wheel clean
 
 help:  ## list the targets
@@ -69,6 +69,10 @@ sweep: build  ## every float32 between 2^-6 and 16, every activation, every inst
 
 bench: build  ## time it against eager and compiled torch on this machine
 	@$(RUN) bench/bench.py $(ARGS)
+
+experiments: build  ## activations, gates and regularisers at small scale, five seeds each (ten minutes)
+	@$(call also,experiments)
+	@$(RUN) bench/activations.py $(ARGS)
 
 accuracy: build  ## error of every activation and dtype against float64
 	@$(call also,accuracy)

@@ -246,7 +246,9 @@ def glu(
         bias: ``[2H]`` or None, of x's dtype or float32, on x's device.
         activation: the name of any of :func:`gelu_ext.activations`.
         activated: which half it is applied to, ``"second"`` or ``"first"``.
-        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
+        dropout_p: dropout of the result in the same pass, see :func:`gelu_ext.bias_act`.
+        training: False drops nothing.
+        generator: that dropout draws from.
 
     Returns:
         A new contiguous tensor ``[..., H]`` of x's dtype.
@@ -282,7 +284,9 @@ def act_mul(
         activated_bias: ``[H]`` or None, of the tensors' dtype or float32.
         linear_bias: likewise.
         activation: the name of any of :func:`gelu_ext.activations`.
-        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
+        dropout_p: dropout of the result in the same pass, see :func:`gelu_ext.bias_act`.
+        training: False drops nothing.
+        generator: that dropout draws from.
 
     Returns:
         A new contiguous tensor of the same shape and dtype.
@@ -328,7 +332,9 @@ def bias_gelu(
         x: ``[..., C]``, float64, float32, float16 or bfloat16, of any strides.
         bias: ``[C]`` or None, of x's dtype or float32, on x's device.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``.
-        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
+        dropout_p: dropout of the result in the same pass, see :func:`gelu_ext.bias_act`.
+        training: False drops nothing.
+        generator: that dropout draws from.
 
     Returns:
         A new contiguous tensor of x's shape and dtype. Gradients of x and bias come from one pass over the data; the
@@ -369,7 +375,9 @@ def geglu(
         bias: ``[2H]`` or None, of x's dtype or float32, on x's device.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``.
         activated: ``"second"`` or ``"first"``.
-        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
+        dropout_p: dropout of the result in the same pass, see :func:`gelu_ext.bias_act`.
+        training: False drops nothing.
+        generator: that dropout draws from.
 
     Returns:
         A new contiguous tensor ``[..., H]`` of x's dtype.
@@ -403,7 +411,9 @@ def gelu_mul(
         activated: ``[..., H]``, float64, float32, float16 or bfloat16, of any strides.
         linear: of the same shape, dtype and device, of any strides.
         approximate: ``"none"``, ``"tanh"`` or ``"sigmoid"``.
-        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
+        dropout_p: dropout of the result in the same pass, see :func:`gelu_ext.bias_act`.
+        training: False drops nothing.
+        generator: that dropout draws from.
 
     Returns:
         A new contiguous tensor of the same shape and dtype.
@@ -441,7 +451,9 @@ def swiglu(
         x: ``[..., 2H]``, float64, float32, float16 or bfloat16, of any strides.
         bias: ``[2H]`` or None, of x's dtype or float32, on x's device.
         activated: which half goes through SiLU, ``"first"`` or ``"second"``.
-        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
+        dropout_p: dropout of the result in the same pass, see :func:`gelu_ext.bias_act`.
+        training: False drops nothing.
+        generator: that dropout draws from.
 
     Returns:
         A new contiguous tensor ``[..., H]`` of x's dtype.
@@ -471,7 +483,9 @@ def silu_mul(
     Args:
         activated: ``[..., H]``, float64, float32, float16 or bfloat16, of any strides.
         linear: of the same shape, dtype and device, of any strides.
-        dropout_p, training, generator: see :func:`gelu_ext.bias_act`.
+        dropout_p: dropout of the result in the same pass, see :func:`gelu_ext.bias_act`.
+        training: False drops nothing.
+        generator: that dropout draws from.
 
     Returns:
         A new contiguous tensor of the same shape and dtype.

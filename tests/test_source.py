@@ -85,7 +85,7 @@ def test_vectorised_loops_are_asked_for():
     assert {"-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"} <= set(flags)
 
 
-KERNEL_SIDE = [CSRC / name for name in ("kernels.h", "operations.h", "activations.h", "scalar_math.h")]
+KERNEL_SIDE = [CSRC / name for name in ("kernels.h", "operations.h", "dropout.h", "activations.h", "scalar_math.h")]
 KERNEL_SIDE += sorted(p for p in (CSRC / "cuda").rglob("*") if p.suffix in CODE)
 
 
@@ -104,7 +104,8 @@ def test_the_mathematics_includes_nothing_but_the_standard_library():
         ("scalar_math.h", {"pieces.h"}),
         ("activations.h", {"scalar_math.h", "pieces.h"}),
         ("operations.h", {"activations.h"}),
-        ("kernels.h", {"operations.h"}),
+        ("dropout.h", {"scalar_math.h"}),
+        ("kernels.h", {"operations.h", "dropout.h"}),
     ):
         included = re.findall(r"#\s*include\s*\"([^\"]+)\"", (CSRC / name).read_text())
         assert set(included) == allowed
