@@ -3,6 +3,7 @@
     python bench/bench.py                       # forward and training step, a few telling shapes
     python bench/bench.py --compile             # torch.compile too (it compiles for minutes)
     python bench/bench.py --threads 1,2 --isa avx2 --dtypes float32 --ops geglu --output results.json
+    python bench/bench.py --dropout 0.1         # of the result: eager's F.dropout, ours in the pass, and ours without
     python bench/bench.py --values random,-5,-13,-40   # on one value everywhere too: the far tail, subnormal results
 
 Every contender is checked against float64 before it is timed. Contenders take turns; the figures are medians of rounds
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import multiprocessing
@@ -28,6 +30,7 @@ from pathlib import Path
 
 import torch
 import torch._functorch.config as functorch_config
+import torch.nn.functional as F
 from timing import Timing, alternate
 from torch import Tensor
 
@@ -71,16 +74,16 @@ def eager_act_mul(x: Tensor, linear: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation].eager(x) * linear
 
 
-def fused_bias_act(x: Tensor, bias: Tensor, activation: str) -> Tensor:
-    return gelu_ext.bias_act(x, bias, activation=activation)
+def fused_bias_act(x: Tensor, bias: Tensor, activation: str, **dropout: float) -> Tensor:
+    return gelu_ext.bias_act(x, bias, activation=activation, **dropout)
 
 
-def fused_glu(x: Tensor, bias: Tensor, activation: str) -> Tensor:
-    return gelu_ext.glu(x, bias, activation=activation)
+def fused_glu(x: Tensor, bias: Tensor, activation: str, **dropout: float) -> Tensor:
+    return gelu_ext.glu(x, bias, activation=activation, **dropout)
 
 
-def fused_act_mul(x: Tensor, linear: Tensor, activation: str) -> Tensor:
-    return gelu_ext.act_mul(x, linear, activation=activation)
+def fused_act_mul(x: Tensor, linear: Tensor, activation: str, **dropout: float) -> Tensor:
+    return gelu_ext.act_mul(x, linear, activation=activation, **dropout)
 
 
 def eager_clamped_swiglu(x: Tensor, bias: Tensor, activation: str) -> Tensor:
@@ -96,7 +99,7 @@ class Op:
     """Inputs are x [rows, width * cols] and a second operand, a bias or another x; out is [rows, cols]."""
 
     eager: Callable[[Tensor, Tensor, str], Tensor]
-    fused: Callable[[Tensor, Tensor, str], Tensor]
+    fused: Callable[..., Tensor]
     width: int
     second_is_bias: bool
     forward_moves: int  # elements that must move per element of the output, without the bias
@@ -121,6 +124,7 @@ class Case:
     cols: int
     threads: int
     values: str = "random"
+    dropout: float = 0.0
 
     def inputs(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         op = OPS[self.op]
@@ -155,6 +159,11 @@ def check(case: Case, call: Callable[[Tensor, Tensor, str], Tensor], device: tor
     second = y if OPS[case.op].second_is_bias else y[rows]
     truth = OPS[case.op].eager(x[rows].double(), second.double(), case.activation)
     got = call(x, y, case.activation)[rows].double()
+    if case.dropout and name != WITHOUT_DROPOUT:
+        kept = (got != 0).double()
+        truth = truth * kept / (1 - case.dropout)
+        if abs(kept.mean().item() - (1 - case.dropout)) > 0.05:
+            sys.exit(f"bench: expected {name} of {case} to drop {case.dropout}, got {1 - kept.mean().item():.3f}")
     allowed = 0.05 if case.dtype.itemsize == 2 else 1e-4
     error = ((got - truth).abs() / (1 + truth.abs())).max().item()
     if not error <= allowed:
@@ -169,15 +178,20 @@ def copy_call(case: Case, moves: int, device: torch.device) -> Callable[[], Tens
 
 
 Function = Callable[[Tensor, Tensor, str], Tensor]
+WITHOUT_DROPOUT = "without dropout"
 
 
 def functions(case: Case, device: torch.device, with_compile: bool) -> dict[str, Function]:
     """What is compared, checked."""
     op = OPS[case.op]
-    calls = {"eager": op.eager, "gelu_ext": op.fused}
+    calls: dict[str, Function] = {"eager": op.eager, "gelu_ext": op.fused}
+    if case.dropout:
+        calls["eager"] = lambda x, y, activation: F.dropout(op.eager(x, y, activation), case.dropout)
+        calls["gelu_ext"] = functools.partial(op.fused, dropout_p=case.dropout)
+        calls[WITHOUT_DROPOUT] = op.fused
     if with_compile:
         torch._dynamo.reset()  # or it gives up recompiling after eight cases, and runs eager
-        calls["compile"] = torch.compile(op.eager, dynamic=False)
+        calls["compile"] = torch.compile(calls["eager"], dynamic=False)
     for name, call in calls.items():
         check(case, call, device, name)
     return calls
@@ -194,7 +208,7 @@ def passes(case: Case, calls: dict[str, Function], device: torch.device) -> dict
     if op.second_is_bias and op.width == 1:
         forward["act(x)"] = lambda: ACTIVATIONS[case.activation].eager(x)
     training = {name: training_step(call, x, y, grad, case.activation) for name, call in calls.items()}
-    if case.activation == "gelu":  # what being exact costs
+    if case.activation == "gelu" and not case.dropout:  # what being exact costs
         forward["gelu_tanh"] = lambda: op.fused(x, y, "gelu_tanh")
         training["gelu_tanh"] = training_step(op.fused, x, y, grad, "gelu_tanh")
     training["copy"] = copy_call(case, op.forward_moves + op.backward_moves, device)
@@ -219,6 +233,7 @@ def line_of(row: dict) -> str:
         f"{row['op']:8} {row['activation']:12} {row['dtype']:8} {row['rows']:6} x {row['cols']:<6} {row['threads']} thr"
     )
     what += "" if row["values"] == "random" else f" x = {row['values']}"
+    what += f" dropout {row['dropout']}" if row["dropout"] else ""
     return f"{what} {row['pass']:8} {ours['median'] * 1e3:10.4f} ms +-{spread / 2:4.1f} %   {ratios}"
 
 
@@ -230,7 +245,7 @@ def cases(args: argparse.Namespace) -> Iterator[list[Case]]:
     ops, activations, values = (text.split(",") for text in (args.ops, args.activations, args.values))
     for count, (rows, cols), dtype in itertools.product(threads, shapes, dtypes):
         yield [
-            Case(op, activation, dtype, rows, cols, count, x)
+            Case(op, activation, dtype, rows, cols, count, x, args.dropout)
             for op, activation, x in itertools.product(ops, activations, values)
             if op not in OPS or OPS[op].only in ("", activation)  # an unknown one fails where it runs
         ]
@@ -304,6 +319,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--passes", default="forward,training", help="of forward, training, backward")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--values", default="random", help="of x: random, or a number everywhere")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of the result, with this probability")
     parser.add_argument("--isa", help="CPU instruction set, of torch too where it is baseline or avx2")
     parser.add_argument("--compile", action="store_true", help="time torch.compile too")
     parser.add_argument("--rounds", type=int, default=9)

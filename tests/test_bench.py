@@ -43,6 +43,18 @@ def test_the_microbenchmark_prints_and_writes_each_case(load, tmp_path, capsys):
     assert capsys.readouterr().out.count("\nglu ") == 2
 
 
+def test_the_microbenchmark_takes_dropout(load, capsys, monkeypatch):
+    bench = load("bench")
+    assert bench.main([*ONE_CASE, "--dropout", "0.25", "--rounds", "2", "--seconds", "0.001"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 2 and all("dropout 0.25" in line and "without dropout" in line for line in lines)
+    op = bench.OPS["glu"]
+    fused = lambda x, y, activation, dropout_p: op.fused(x, y, activation, dropout_p=dropout_p / 2)  # noqa: E731
+    monkeypatch.setitem(bench.OPS, "glu", bench.dataclasses.replace(op, fused=fused))
+    with pytest.raises(SystemExit, match=r"to drop 0.25|to agree with float64"):
+        bench.main([*ONE_CASE, "--dropout", "0.25", "--rounds", "2", "--seconds", "0.001"])
+
+
 def test_each_shape_is_timed_in_a_process_of_its_own(load, tmp_path, monkeypatch):
     bench, output = load("bench"), tmp_path / "results.json"
     monkeypatch.setattr(bench, "passes", None)  # here, not there
