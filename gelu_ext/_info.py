@@ -1,8 +1,9 @@
-"""build_info(): what was built, for what, what runs now, and why not where it does not."""
+"""build_info(): what was built, for what, what runs now, and why not where it does not; and what to do about that."""
 
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -55,11 +56,43 @@ def _instruction_set() -> str:
 
 
 def _compared_to_here(built_from: str | None) -> str:
+    here = _changed_since(built_from)
+    return f" (they have changed since, to {here}: build again)" if here else ""
+
+
+def _changed_since(built_from: str | None) -> str:
+    """The sources that are here, where they are others than these."""
     try:
         here = _build.source_hash()
     except (_build.BuildError, OSError):
         return ""
-    return "" if here == built_from else f" (they have changed since, to {here}: build again)"
+    return "" if here == built_from else here
+
+
+def advice() -> list[str]:
+    """What is wrong, and what to do about it: a sentence for each. Empty if nothing is."""
+    if _native.module is None:
+        return [_native.problem]
+    facts, build = _native.facts, _native.how_to_build()
+    built_for, running = facts.get("torch"), str(torch.__version__)
+    found = []
+    if _changed_since(facts.get("sources")):
+        found.append(f"The sources have changed since the compiled module was built: {build}.")
+    if built_for != running:  # by no more than a patch release, or it would not have been loaded
+        found.append(f"The compiled module was built for torch {built_for} and this is torch {running}: {build}.")
+    if not facts.get("cuda") and _has_gpu():
+        why = facts.get("why_no_cuda")
+        found.append(f"There is a GPU, and the compiled module has no CUDA kernels ({why}): change that and {build}.")
+    try:
+        _native.instruction_set()
+    except RuntimeError as error:
+        found.append(f"{error}: unset it, or name one of these.")
+    return found
+
+
+def _has_gpu() -> bool:
+    """Also one that a torch without CUDA does not see."""
+    return torch.cuda.device_count() > 0 or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _text(value: object) -> str:

@@ -148,12 +148,15 @@ def _compiled(folder: Path) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _advice() -> str:
+def how_to_build() -> str:
+    """What to do for another compiled module."""
     if (_HERE.parent / "setup.py").exists():
-        build = f"{Path(sys.executable).name} setup.py build_ext --inplace"
-        return f"run `{build}` in {_HERE.parent}, or call gelu_ext.jit.load()"
-    install = "pip install --no-build-isolation --no-deps --force-reinstall"
-    return f"install gelu_ext again (`{install}`), or call gelu_ext.jit.load()"
+        return f"run `{Path(sys.executable).name} setup.py build_ext --inplace` in {_HERE.parent}"
+    return "install gelu_ext again (`pip install --no-build-isolation --no-deps --force-reinstall`)"
+
+
+def _advice() -> str:
+    return f"{how_to_build()}, or call gelu_ext.jit.load()"
 
 
 def __getattr__(name: str):
