@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import _build, _native
 
 
-class BuildInfo(dict):
+class BuildInfo(dict[str, Any]):
     """A dict that prints as a table."""
 
     def __str__(self) -> str:

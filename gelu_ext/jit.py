@@ -26,7 +26,7 @@ FINISHED = "finished"  # holds the name of the folder of the finished build
 
 
 def load(
-    *, cuda: bool | None = None, build_directory: str | os.PathLike | None = None, verbose: bool = False
+    *, cuda: bool | None = None, build_directory: str | os.PathLike[str] | None = None, verbose: bool = False
 ) -> ModuleType:
     """Returns the native module: the one that gelu_ext runs on already, else one built from source for it to run on.
 
@@ -72,7 +72,7 @@ def _check_tools(plan: _build.Plan) -> None:
         raise _build.BuildError("GELU_EXT_CUDA=link is for setup.py: the JIT builds CUDA code for a CUDA torch only.")
 
 
-def _keyed_folder(plan: _build.Plan, build_directory: str | os.PathLike | None) -> Path:
+def _keyed_folder(plan: _build.Plan, build_directory: str | os.PathLike[str] | None) -> Path:
     from torch.utils import cpp_extension
 
     root = build_directory or os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
