@@ -115,6 +115,7 @@ CPP_FILES = find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -nam
 lint: environment  ## formatting and errors that can be seen without running
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy --strict tests/typing/user.py
 	@$(CPP_FILES) | xargs $(CLANG_FORMAT) --dry-run -Werror
 
 format: environment  ## format all sources

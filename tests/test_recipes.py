@@ -255,3 +255,5 @@ def test_an_operation(tmp_path):
     assert list(copy.changed) == files_of("An operation")
     copy.build()
     assert copy.run("-c", TEST) == "right\n"
+    copy.run("-c", "from gelu_ext import _selftest; assert any(case.op.name == 'toy' for case in _selftest.cases())")
+    copy.run("-m", "gelu_ext")  # fails where a case does

@@ -66,7 +66,9 @@ def test_the_stub_has_every_attribute_of_the_native_module():
     assert [name for name in there if name not in stubbed] == []
 
 
-@pytest.mark.parametrize("function", [node for node in STUB.body if isinstance(node, ast.FunctionDef)], ids=ast.unparse)
+@pytest.mark.parametrize(
+    "function", [node for node in STUB.body if isinstance(node, ast.FunctionDef)], ids=lambda function: function.name
+)
 def test_a_signature_of_the_stub_is_that_of_the_native_function(function):
     """As pybind11 writes it into the docstring: so many arguments, and a Tensor, or None, where it says so."""
     native = getattr(_native.require(), function.name, None)
