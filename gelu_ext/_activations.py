@@ -187,5 +187,8 @@ def activations() -> ActivationTable:
     Returns:
         A dict that prints as a table; its values have ``name``, ``label``, ``formula``, ``source``, ``eager`` (torch's
         own spelling) and ``approximate`` (the form's name where it is one of GELU's).
+
+    >>> gelu_ext.activations()["silu"].formula
+    'z sigmoid(z)'
     """
     return ActivationTable(ACTIVATIONS)

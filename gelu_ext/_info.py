@@ -22,7 +22,12 @@ class BuildInfo(dict[str, Any]):
 
 
 def build_info() -> BuildInfo:
-    """What gelu_ext runs on: a dict that prints as a table. Never raises; a missing native module is a line in it."""
+    """What gelu_ext runs on: a dict that prints as a table. Never raises; a missing native module is a line in it.
+
+    >>> info = gelu_ext.build_info()
+    >>> info["instruction_set"] in info["instruction_sets"]
+    True
+    """
     facts = _native.facts
     info = BuildInfo(gelu_ext=facts.get("version") or _build.__version__)
     if _native.module is None:

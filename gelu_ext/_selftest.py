@@ -95,14 +95,16 @@ def devices() -> list[str]:
 def run() -> list[Result]:
     """Tests every device. What goes wrong there is a problem of the result."""
     results = [Result(device) for device in devices()]
+    failures = {result.device: {name: _Failures() for name in OPERATIONS} for result in results}
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # for small tensors, whose threads would only wait for each other
-    failures = {result.device: {name: _Failures() for name in OPERATIONS} for result in results}
-    for case in cases():
-        truth = _truth(case)
-        for result in results:
-            _try(case, truth, result, failures[result.device][case.op.name])
-    torch.set_num_threads(before)
+    try:
+        for case in cases():
+            truth = _truth(case)
+            for result in results:
+                _try(case, truth, result, failures[result.device][case.op.name])
+    finally:
+        torch.set_num_threads(before)
     for result in results:
         result.problems += _problems(failures[result.device])
     return results

@@ -218,6 +218,12 @@ def bias_act(
         ValueError: unknown ``activation``, a bias whose shape is not ``[C]``, or ``dropout_p`` not in [0, 1).
         TypeError: not a tensor, a dtype other than the above, or ``dropout_p`` not a number.
         RuntimeError: tensors, or a generator, on different devices, or on one that this build has no kernels for.
+
+    >>> x, bias = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 1.0])
+    >>> gelu_ext.bias_act(x, bias, activation="silu")
+    tensor([-0.2689,  0.7311,  1.7616])
+    >>> gelu_ext.bias_act(x, activation="relu2")
+    tensor([0., 0., 1.])
     """
     if dropout_p != 0:
         return with_dropout(BIAS_ACT, "bias_act", (x, bias, activation), dropout_p, training, generator)
@@ -257,6 +263,12 @@ def glu(
         ValueError: unknown ``activation`` or ``activated``, an odd width, or a bias whose shape is not ``[2H]``.
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> x = torch.tensor([2.0, 3.0, -1.0, 1.0])
+    >>> torch.equal(gelu_ext.glu(x, activation="sigmoid"), torch.nn.functional.glu(x))
+    True
+    >>> gelu_ext.glu(x, activation="mish", activated="first")
+    tensor([-1.9440,  2.9865])
     """
     if dropout_p != 0:
         return with_dropout(GLU, "glu", (x, bias, activation, activated), dropout_p, training, generator)
@@ -295,6 +307,10 @@ def act_mul(
         ValueError: unknown ``activation``, shapes that differ, or a bias whose shape is not ``[H]``.
         TypeError: not tensors, a dtype other than the above, or dtypes that differ.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> activated, linear = torch.tensor([-1.0, 1.0]), torch.tensor([2.0, 3.0])
+    >>> gelu_ext.act_mul(activated, linear, linear_bias=torch.ones(2), activation="tanh")
+    tensor([-2.2848,  3.0464])
     """
     if dropout_p != 0:
         return with_dropout(
@@ -345,6 +361,12 @@ def bias_gelu(
         ValueError: unknown ``approximate``, or a bias whose shape is not ``[C]``.
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> x, bias = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0.0, 0.5, 1.0])
+    >>> gelu_ext.bias_gelu(x, bias)
+    tensor([-0.1587,  0.3457,  1.9545])
+    >>> gelu_ext.bias_gelu(torch.tensor([-6.0]))  # to every digit, in the tail too
+    tensor([-5.9195e-09])
     """
     activation = gelu_named("bias_gelu", approximate)
     if dropout_p != 0:
@@ -386,6 +408,12 @@ def geglu(
         ValueError: unknown ``approximate`` or ``activated``, an odd width, or a bias whose shape is not ``[2H]``.
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> x = torch.tensor([2.0, 3.0, -1.0, 1.0])  # the halves [2, 3] and [-1, 1]
+    >>> gelu_ext.geglu(x)
+    tensor([-0.3173,  2.5240])
+    >>> gelu_ext.geglu(x, activated="first", approximate="tanh")
+    tensor([-1.9546,  2.9964])
     """
     activation = gelu_named("geglu", approximate)
     if dropout_p != 0:
@@ -422,6 +450,10 @@ def gelu_mul(
         ValueError: unknown ``approximate``, or shapes that differ.
         TypeError: not tensors, a dtype other than the above, or dtypes that differ.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> activated, linear = torch.tensor([-1.0, 1.0]), torch.tensor([2.0, 3.0])
+    >>> gelu_ext.gelu_mul(activated, linear)
+    tensor([-0.3173,  2.5240])
     """
     activation = gelu_named("gelu_mul", approximate)
     if dropout_p != 0:
@@ -462,6 +494,10 @@ def swiglu(
         ValueError: unknown ``activated``, an odd width, or a bias whose shape is not ``[2H]``.
         TypeError: not a tensor, or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> x = torch.tensor([-1.0, 1.0, 2.0, 3.0])  # what is activated, and what is linear
+    >>> gelu_ext.swiglu(x)
+    tensor([-0.5379,  2.1932])
     """
     if dropout_p != 0:
         return with_dropout(GLU, "swiglu", (x, bias, "silu", activated), dropout_p, training, generator)
@@ -494,6 +530,9 @@ def silu_mul(
         ValueError: shapes that differ.
         TypeError: not tensors, a dtype other than the above, or dtypes that differ.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> gelu_ext.silu_mul(torch.tensor([-1.0, 1.0]), torch.tensor([2.0, 3.0]))
+    tensor([-0.5379,  2.1932])
     """
     if dropout_p != 0:
         return with_dropout(
@@ -537,6 +576,12 @@ def clamped_swiglu(
             odd width, or a bias whose shape is not ``[2H]``.
         TypeError: not a tensor, a dtype other than the above, or not a number.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> x = torch.tensor([1.0, 2.0, 9.0, -8.0])  # gate, linear, gate, linear
+    >>> gelu_ext.clamped_swiglu(x)
+    tensor([  2.5374, -41.9997])
+    >>> gelu_ext.clamped_swiglu(x[[0, 2, 1, 3]], layout="first")
+    tensor([  2.5374, -41.9997])
     """
     return _clamped_swiglu("clamped_swiglu", x, bias, alpha, limit, offset, layout)
 
@@ -563,6 +608,12 @@ def gaussian_gelu(x: Tensor, mu: Tensor | float, sigma: Tensor | float, bias: Te
             once: on CUDA, and in compiled graphs, columns whose sigma is not above 0 are NaN.
         TypeError: not a tensor (or number), or a dtype other than the above.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> x = torch.tensor([-1.0, 0.5, 1.0])
+    >>> gelu_ext.gaussian_gelu(x, mu=0.5, sigma=2.0)
+    tensor([-0.2266,  0.2500,  0.5987])
+    >>> torch.equal(gelu_ext.gaussian_gelu(x, 0.0, 1.0), gelu_ext.bias_gelu(x))
+    True
     """
     return _gaussian_gelu("gaussian_gelu", x, _per_column("mu", mu, x), _per_column("sigma", sigma, x), bias)
 
@@ -613,6 +664,12 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
 
     Returns:
         ``{operator: function}``.
+
+    >>> x = torch.randn(3, 4)
+    >>> exported = torch.export.export(gelu_ext.GELU(), (x,))
+    >>> exported = exported.run_decompositions(gelu_ext.decompositions())
+    >>> [node.name for node in exported.graph.nodes if "gelu_ext" in str(node.target)]
+    []
     """
     return {getattr(_ops, op.name).default: op.eager for op in OPERATIONS.values()}
 

@@ -23,6 +23,12 @@ def register_with_transformers() -> Callable[[], None]:
 
     Raises:
         ImportError: transformers is not installed.
+
+    >>> from transformers.activations import ACT2FN
+    >>> undo = gelu_ext.register_with_transformers()
+    >>> type(ACT2FN["gelu"]) is gelu_ext.GELU
+    True
+    >>> undo()
     """
     from transformers.activations import ACT2FN
 

@@ -38,6 +38,10 @@ def load(
 
     An installed gelu_ext has loaded its compiled module on import, and that is what is returned: a process can register
     the operators only once. GELU_EXT_JIT=1 in the environment leaves the installed module alone.
+
+    >>> native = gelu_ext.jit.load()  # at once, where a compiled module is installed
+    >>> "gelu" in native.activations()
+    True
     """
     if _native.module is not None:
         if cuda and not _native.facts["cuda"]:

@@ -79,6 +79,9 @@ def interleave_halves(packed: Tensor, parts: int, dim: int = 0) -> Tensor:
 
     Raises:
         ValueError: a size along ``dim`` that ``2 * parts`` does not divide.
+
+    >>> gelu_ext.interleave_halves(torch.tensor([0, 1, 2, 3, 10, 11, 12, 13]), parts=2)
+    tensor([ 0,  1, 10, 11,  2,  3, 12, 13])
     """
     size = packed.size(dim)
     if size % (2 * parts):

@@ -26,6 +26,12 @@ def saved_bytes(function: Callable[..., Any], *args: Any, exclude: Iterable[Tens
 
     Returns:
         The number of bytes.
+
+    >>> x = torch.randn(8, 16, requires_grad=True)
+    >>> gelu_ext.memory.saved_bytes(gelu_ext.bias_gelu, x)
+    512
+    >>> gelu_ext.memory.saved_bytes(gelu_ext.bias_gelu, x, exclude=[x])  # nothing but its input
+    0
     """
     alive = {_storage_key(t) for t in exclude if t is not None}
     if isinstance(function, nn.Module):
@@ -64,6 +70,10 @@ def peak_bytes(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
     Raises:
         RuntimeError: on the CPU, if a profiler of torch is running.
+
+    >>> x = torch.randn(1024, 1024)
+    >>> gelu_ext.memory.peak_bytes(gelu_ext.bias_gelu, x) >= x.nbytes
+    True
     """
     parameters = [*function.parameters(), *function.buffers()] if isinstance(function, nn.Module) else []
     devices = {t.device for t in [*tree_leaves((args, kwargs)), *parameters] if isinstance(t, Tensor) and t.is_cuda}

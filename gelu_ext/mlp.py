@@ -457,6 +457,11 @@ def mlp(
             not above 0 or another word than "auto", or ``dropout_p`` not in [0, 1).
         TypeError: not a tensor, dtypes other than the above, ``recompute`` not a bool, ``tile_rows`` of another type.
         RuntimeError: tensors on different devices, or on one that this build has no kernels for.
+
+    >>> fc1, fc2 = nn.Linear(4, 16), nn.Linear(16, 4)
+    >>> out = gelu_ext.mlp(torch.randn(2, 3, 4), fc1.weight, fc1.bias, fc2.weight, fc2.bias, approximate="tanh")
+    >>> out.shape
+    torch.Size([2, 3, 4])
     """
     names = (activation_or_form("mlp", activation, approximate),)
     settings = _Settings(recompute, tile_rows, dropout_p, training, generator)
@@ -499,6 +504,11 @@ def glu_mlp(
 
     Raises:
         As :func:`gelu_ext.mlp`; ValueError also for an unknown ``activated`` or an odd number of rows in ``w1``.
+
+    >>> fc1, fc2 = nn.Linear(4, 2 * 16), nn.Linear(16, 4)  # both halves packed
+    >>> args = fc1.weight, fc1.bias, fc2.weight, fc2.bias
+    >>> gelu_ext.glu_mlp(torch.randn(3, 4), *args, activation="silu", activated="first").shape
+    torch.Size([3, 4])
     """
     check_activation("glu_mlp", activation)
     check_activated("glu_mlp", activated)
@@ -521,7 +531,12 @@ def geglu_mlp(
     training: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """:func:`gelu_ext.glu_mlp` with the form of GELU in ``approximate``, see :func:`gelu_ext.bias_gelu`."""
+    """:func:`gelu_ext.glu_mlp` with the form of GELU in ``approximate``, see :func:`gelu_ext.bias_gelu`.
+
+    >>> fc1, fc2 = nn.Linear(4, 2 * 16), nn.Linear(16, 4)
+    >>> gelu_ext.geglu_mlp(torch.randn(3, 4), fc1.weight, fc1.bias, fc2.weight, fc2.bias, tile_rows=2).shape
+    torch.Size([3, 4])
+    """
     check_approximate("geglu_mlp", approximate)
     check_activated("geglu_mlp", activated)
     settings = _Settings(recompute, tile_rows, dropout_p, training, generator)
@@ -547,6 +562,10 @@ def act_mul_mlp(
     """``linear(act(linear(x, wa) + ba) * (linear(x, wl) + bl), w2, b2)`` as one node: Llama, Mistral, Qwen with SiLU.
 
     Arguments, result and errors as of :func:`gelu_ext.glu_mlp`; each half has its weight ``[H, C]`` and bias ``[H]``.
+
+    >>> gate, up, down = (nn.Linear(*sizes, bias=False).weight for sizes in ((4, 16), (4, 16), (16, 4)))
+    >>> gelu_ext.act_mul_mlp(torch.randn(3, 4), gate, None, up, None, down, None, activation="silu").shape
+    torch.Size([3, 4])
     """
     check_activation("act_mul_mlp", activation)
     branches = (w_activated, w_linear, b_activated, b_linear)
@@ -570,7 +589,12 @@ def gelu_mul_mlp(
     training: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """:func:`gelu_ext.act_mul_mlp` with the form of GELU in ``approximate``, as in T5 v1.1 and Gemma."""
+    """:func:`gelu_ext.act_mul_mlp` with the form of GELU in ``approximate``, as in T5 v1.1 and Gemma.
+
+    >>> wi_0, wi_1, wo = torch.randn(16, 4), torch.randn(16, 4), torch.randn(4, 16)
+    >>> gelu_ext.gelu_mul_mlp(torch.randn(3, 4), wi_0, None, wi_1, None, wo, None, approximate="tanh").shape
+    torch.Size([3, 4])
+    """
     check_approximate("gelu_mul_mlp", approximate)
     branches = (w_activated, w_linear, b_activated, b_linear)
     settings = _Settings(recompute, tile_rows, dropout_p, training, generator)

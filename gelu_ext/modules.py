@@ -27,6 +27,11 @@ class GELU(nn.GELU):
 
     Raises:
         ValueError: unknown ``approximate``.
+
+    >>> gelu_ext.GELU("sigmoid")(torch.tensor([-1.0, 1.0]))
+    tensor([-0.1542,  0.8458])
+    >>> isinstance(gelu_ext.GELU(), nn.GELU)
+    True
     """
 
     def __init__(self, approximate: str = "none") -> None:
@@ -80,6 +85,12 @@ class BiasAct(_WithBias):
 
     Raises:
         ValueError: unknown ``activation``.
+
+    >>> layer = nn.Sequential(nn.Linear(4, 8, bias=False), gelu_ext.BiasAct(8, activation="silu"))
+    >>> layer[1]
+    BiasAct(features=8, activation='silu')
+    >>> layer(torch.randn(3, 4)).shape
+    torch.Size([3, 8])
     """
 
     def __init__(
@@ -110,6 +121,12 @@ class BiasGELU(_WithBias):
 
     Raises:
         ValueError: unknown ``approximate``.
+
+    >>> layer = nn.Sequential(nn.Linear(4, 8, bias=False), gelu_ext.BiasGELU(8))
+    >>> layer[1]
+    BiasGELU(features=8, approximate='none')
+    >>> layer(torch.randn(3, 4)).shape
+    torch.Size([3, 8])
     """
 
     def __init__(
@@ -138,6 +155,12 @@ class GaussianGELU(_Shell):
 
     Raises:
         ValueError: ``num_parameters`` not an int above 0.
+
+    >>> layer = gelu_ext.GaussianGELU(8)
+    >>> [name for name, _ in layer.named_parameters()]
+    ['mu', 'log_sigma']
+    >>> layer(torch.randn(3, 8)).shape
+    torch.Size([3, 8])
     """
 
     def __init__(
@@ -167,6 +190,10 @@ class GLU(_WithBias):
 
     Raises:
         ValueError: unknown ``activation`` or ``activated``.
+
+    >>> layer = nn.Sequential(nn.Linear(4, 2 * 8, bias=False), gelu_ext.GLU(2 * 8, activation="silu"))
+    >>> layer(torch.randn(3, 4)).shape
+    torch.Size([3, 8])
     """
 
     def __init__(
@@ -198,6 +225,10 @@ class GEGLU(_WithBias):
 
     Raises:
         ValueError: unknown ``approximate`` or ``activated``.
+
+    >>> layer = nn.Sequential(nn.Linear(4, 2 * 8, bias=False), gelu_ext.GEGLU(2 * 8))
+    >>> layer(torch.randn(3, 4)).shape
+    torch.Size([3, 8])
     """
 
     def __init__(
@@ -263,6 +294,12 @@ class MLP(_TwoLinears):
     Raises:
         ValueError: unknown ``activation`` or ``approximate``, or both of them.
         TypeError: ``recompute`` not a bool, ``tile_rows`` not one of these.
+
+    >>> layer = gelu_ext.MLP(4, 16, activation="silu")
+    >>> list(layer.state_dict())
+    ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
+    >>> layer(torch.randn(3, 4)).shape
+    torch.Size([3, 4])
     """
 
     def __init__(
@@ -308,6 +345,10 @@ class GLUMLP(_TwoLinears):
     Raises:
         ValueError: unknown ``activation`` or ``activated``.
         TypeError: ``recompute`` not a bool, ``tile_rows`` not one of these.
+
+    >>> layer = gelu_ext.GLUMLP(4, 16, bias=False, activation="silu", activated="first")
+    >>> {name: list(t.shape) for name, t in layer.state_dict().items()}
+    {'fc1.weight': [32, 4], 'fc2.weight': [4, 16]}
     """
 
     def __init__(
@@ -348,6 +389,10 @@ class GEGLUMLP(_TwoLinears):
     Raises:
         ValueError: unknown ``approximate`` or ``activated``.
         TypeError: ``recompute`` not a bool, ``tile_rows`` not one of these.
+
+    >>> layer = gelu_ext.GEGLUMLP(4, 16, bias=False)
+    >>> {name: list(t.shape) for name, t in layer.state_dict().items()}
+    {'fc1.weight': [32, 4], 'fc2.weight': [4, 16]}
     """
 
     def __init__(

@@ -32,6 +32,12 @@ def stochastic_gelu(
         ValueError: a bias whose shape is not ``[C]``.
         TypeError: not a tensor, a dtype other than the above, or ``training`` not a bool.
         RuntimeError: tensors, or a generator, on different devices, or on one that this build has no kernels for.
+
+    >>> x = torch.tensor([-9.0, 9.0])  # dropped and kept, almost surely
+    >>> gelu_ext.stochastic_gelu(x)
+    tensor([0., 9.])
+    >>> gelu_ext.stochastic_gelu(torch.tensor([1.0]), training=False)
+    tensor([0.8413])
     """
     check_bool("stochastic_gelu", "training", training)
     bias_act = CALLS["bias_act"]

@@ -77,6 +77,11 @@ def patch(
             not a bool, ``tile_rows`` neither None, an int nor a string.
         ValueError: an unknown name in ``activations``, or ``tile_rows`` not above 0 or another word than "auto".
         ImportError: there is no compiled module.
+
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+    >>> report = gelu_ext.patch(model)
+    >>> [(row.block, row.op, row.bias) for row in report.fused]
+    [('(the model)', 'bias_gelu', 'fused')]
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: expected model to be an nn.Module, got {type(model).__name__}")
@@ -266,7 +271,13 @@ def _place(owner: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def unpatch(model: nn.Module) -> nn.Module:
-    """Every module of the model as it was before patch(), exactly. Returns the model."""
+    """Every module of the model as it was before patch(), exactly. Returns the model.
+
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+    >>> report = gelu_ext.patch(model)
+    >>> gelu_ext.unpatch(model) is model
+    True
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"unpatch: expected model to be an nn.Module, got {type(model).__name__}")
     for module in model.modules():
@@ -285,7 +296,13 @@ def patched(
     dropout: bool = False,
     verify: bool = True,
 ) -> Iterator[Report]:
-    """``with patched(model) as report:`` patches for the length of the block, and puts back what was there before."""
+    """``with patched(model) as report:`` patches for the length of the block, and puts back what was there before.
+
+    >>> model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+    >>> with gelu_ext.patched(model) as report:
+    ...     model(torch.randn(3, 8)).shape
+    torch.Size([3, 8])
+    """
     before = _methods(model)
     try:
         yield patch(model, activations, recompute=recompute, tile_rows=tile_rows, dropout=dropout, verify=verify)
