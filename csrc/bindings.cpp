@@ -31,28 +31,29 @@ namespace py = pybind11;
 
 template <class ForwardFunction, class BackwardFunction, class Check>
 struct Operation {
-  const char *name, *arguments, *dropout;  // in the words of torch's schemas: the tensors, then the names
+  const char *name, *arguments;  // in the words of torch's schemas: the tensors, then the names
   ForwardFunction* forward;
   BackwardFunction* backward;
   Check* check;
+  const char* dropout = "";  // further arguments, of those that can drop elements of their value
 };
-template <class F, class B, class C>  // C++17 does not find this by itself
-Operation(const char*, const char*, const char*, F*, B*, C*) -> Operation<F, B, C>;
+template <class F, class B, class C, class... Dropout>  // C++17 does not find this by itself
+Operation(const char*, const char*, F*, B*, C*, Dropout...) -> Operation<F, B, C>;
 
-// Arguments of those that can drop elements of their value; last, so that graphs from before still call them.
+// They are the last, so that graphs from before still call the operators.
 constexpr const char* kDropout = ", float dropout_p=0.0, Tensor? philox=None";
 
 // One implementation for both devices; a build without CUDA says so in a sentence.
 constexpr std::tuple kOperations{
-    Operation{"bias_act", "Tensor x, Tensor? bias, str activation", kDropout, bias_act, bias_act_backward,
-              check_bias_act},
-    Operation{"glu", "Tensor x, Tensor? bias, str activation, str activated", kDropout, glu, glu_backward, check_glu},
+    Operation{"bias_act", "Tensor x, Tensor? bias, str activation", bias_act, bias_act_backward, check_bias_act,
+              kDropout},
+    Operation{"glu", "Tensor x, Tensor? bias, str activation, str activated", glu, glu_backward, check_glu, kDropout},
     Operation{"act_mul", "Tensor activated, Tensor linear, Tensor? activated_bias, Tensor? linear_bias, str activation",
-              kDropout, act_mul, act_mul_backward, check_act_mul},
-    Operation{"clamped_swiglu", "Tensor x, Tensor? bias, float alpha, float limit, float offset, str layout", "",
+              act_mul, act_mul_backward, check_act_mul, kDropout},
+    Operation{"clamped_swiglu", "Tensor x, Tensor? bias, float alpha, float limit, float offset, str layout",
               clamped_swiglu, clamped_swiglu_backward, check_clamped_swiglu},
-    Operation{"gaussian_gelu", "Tensor x, Tensor mu, Tensor sigma, Tensor? bias", "", gaussian_gelu,
-              gaussian_gelu_backward, check_gaussian_gelu},
+    Operation{"gaussian_gelu", "Tensor x, Tensor mu, Tensor sigma, Tensor? bias", gaussian_gelu, gaussian_gelu_backward,
+              check_gaussian_gelu},
 };
 
 template <class F>

@@ -12,7 +12,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TREE = ("csrc", "gelu_ext", "tests", "bench", "setup.py", "pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile")
+TREE = (
+    "csrc",
+    "gelu_ext",
+    "tests",
+    "bench",
+    "examples",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+)
 
 
 def files_of(recipe: str) -> list[str]:
