@@ -105,9 +105,10 @@ class BiasAct(_WithBias):
         super().__init__(features, device, dtype, activation=activation, dropout_p=dropout_p)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None and not self.dropout_p:
+        if self.bias is None and self.dropout_p == 0:
             return elementwise(x, self.activation)
-        return bias_act(x, self.bias, activation=self.activation, **self._dropout)
+        options = {"activation": self.activation, "dropout_p": self.dropout_p, "training": self.training}
+        return bias_act(x, self.bias, **options)
 
 
 class BiasGELU(_WithBias):

@@ -90,7 +90,7 @@ right, forward = gelu_ext.patch, _native.bias_act_forward
 
 def patch(model):
     report = right(model)
-    _native.bias_act_forward = lambda x, bias, name: forward(x, bias, "gelu_sigmoid")
+    _native.bias_act_forward = lambda x, bias, name, *dropout: forward(x, bias, "gelu_sigmoid", *dropout)
     return report
 
 gelu_ext.patch = patch
