@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -524,9 +525,19 @@ def check(environment: Environment, place: Place, row: Row) -> str:
     return ""
 
 
+# The files of everything that is installed.
+OWNED = """
+import importlib.metadata, os
+for distribution in importlib.metadata.distributions():
+    for file in distribution.files or ():
+        print(os.path.normpath(file.locate()))
+"""
+
+
 def uninstall(environment: Environment, before: set[str]) -> None:
     environment.pip("uninstall", "--yes", "gelu_ext")
-    left = [Path(path) for path in environment.files() - before]
+    others = set(environment.run("-c", OWNED, shown="what is installed").splitlines())  # pip may have changed those too
+    left = [Path(path) for path in environment.files() - before - others if Path(path).name != ".lock"]  # uv's own
     left += [path for path in environment.prefix.rglob("*gelu_ext*") if path not in left]
     if left:
         names = ", ".join(sorted(str(path.relative_to(environment.prefix)) for path in left)[:3])
@@ -776,6 +787,18 @@ def makefile_torch() -> str:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """One run has the folder: another would take its environments away. The lock ends with the process."""
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"another run works in {work}: wait for it, or name another folder by --work") from None
+        yield
+
+
 @dataclasses.dataclass
 class Pythons:
     """The Pythons that were found, each with an environment that has pip only."""
@@ -790,13 +813,16 @@ class Pythons:
         return self.bare[version]
 
     def rows(self, versions: Iterable[str], torches: Iterable[str], cuda: bool) -> dict[Row, str]:
-        """Each pair by the version that pip would install, or as it was asked for with why it cannot be had."""
-        torches, found = list(torches), {}
-        for version in versions:
-            for torch in torches:
+        """Each pair by the version that pip would install, or as it was asked for with why it cannot be had.
+
+        A torch for every Python, then the next torch: a run that is stopped has seen something of each early.
+        """
+        versions, found = list(versions), {}
+        for torch in torches:
+            for version in versions:
                 try:
                     row, why_not = Row(version, resolve(self.get(version), version, torch), cuda), ""
-                except (NotAvailable, Failed) as error:
+                except (NotAvailable, Failed, OSError) as error:
                     row, why_not = Row(version, torch, cuda), str(error)
                 found.setdefault(row, why_not)
         return found
@@ -923,7 +949,11 @@ def main(words: Sequence[str] | None = None) -> int:
     state = State(options.kept / packaged_hash())
     if options.again:
         state.forget()
-    options.work.mkdir(parents=True, exist_ok=True)
+    with alone(options.work):
+        return carry_out_all(options, state)
+
+
+def carry_out_all(options: argparse.Namespace, state: State) -> int:
     install_compiler(options.work)
     pythons = Pythons(options.work)
     try:

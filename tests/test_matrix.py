@@ -283,6 +283,56 @@ def test_the_upgrade_is_to_another_minor_version_for_the_same_python():
     assert matrix.newer(rows, Row("3.11", "2.14.1")) is None
 
 
+# --- what is left behind ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """The answers of an environment, from which `pip uninstall` has removed all but the files that a test makes."""
+
+    class Environment:
+        prefix = tmp_path / "environment"
+        files = matrix.Environment.files
+        owned = ()
+
+        def pip(self, *words):
+            assert words == ("uninstall", "--yes", "gelu_ext")
+
+        def run(self, *words, shown):
+            return "\n".join(str(self.prefix / name) for name in self.owned)
+
+        def make(self, *names):
+            for name in names:
+                path = self.prefix / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+
+    environment = Environment()
+    environment.make("site/torch.py")
+    return environment
+
+
+def test_what_pip_leaves_behind_is_named(environment):
+    before = environment.files()
+    environment.make("site/stray.txt")
+    with pytest.raises(matrix.Failed, match=r"^`pip uninstall` left 1 paths behind: site/stray\.txt$"):
+        matrix.uninstall(environment, before)
+
+
+def test_bytecode_and_empty_folders_of_the_package_count_as_left_behind(environment):
+    before = environment.files()
+    environment.make("site/gelu_ext/__pycache__/x.pyc")
+    with pytest.raises(matrix.Failed, match=r"left 1 paths behind: site/gelu_ext$"):
+        matrix.uninstall(environment, before)
+
+
+def test_what_belongs_to_other_packages_is_not_left_behind(environment):
+    before = environment.files()
+    environment.make("site/pkg_resources/__init__.py", ".lock")  # of a setuptools that torch asked for; of uv
+    environment.owned = ("site/pkg_resources/__init__.py",)
+    matrix.uninstall(environment, before)
+
+
 # --- the compiler that remembers --------------------------------------------------------------------------------------
 
 COMPILER = """#!/bin/sh
@@ -324,6 +374,13 @@ def test_an_object_is_shared_by_text_and_flags_wherever_the_headers_lie(compile_
     assert compile_in("two", text.format("two"), "-O2")
     assert compile_in("two", text.format("two") + "g();", "-O2")
     assert (tmp_path / "counts").read_text().split() == ["compiled", "shared", "compiled", "compiled"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused_in_a_sentence(tmp_path):
+    with matrix.alone(tmp_path), pytest.raises(SystemExit, match=r"^another run works in .*: wait for it, or name "):
+        matrix.alone(tmp_path).__enter__()
+    with matrix.alone(tmp_path):
+        pass
 
 
 def test_state_survives_a_stop_in_the_middle_of_writing(state):
