@@ -949,6 +949,7 @@ def main(words: Sequence[str] | None = None) -> int:
     state = State(options.kept / packaged_hash())
     if options.again:
         state.forget()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that environments and compilers end with this script
     with alone(options.work):
         return carry_out_all(options, state)
 
