@@ -27,7 +27,7 @@ LOGGED = || { grep -A 5 -E 'error:|^gelu_ext:' build/log || cat build/log; echo 
 
 .DEFAULT_GOAL := help
 .PHONY: help environment install build demo test sweep models lint format bench experiments accuracy fit-check numerics \
-        cross-compile emulate emulate-suite cuda-compile budgets cuda-link gpu wheel clean
+        cross-compile emulate emulate-suite cuda-compile budgets cuda-link gpu wheel matrix clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -127,6 +127,9 @@ wheel: environment  ## a wheel and a source distribution in dist/
 	@$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@$(RUN) setup.py -q sdist
 	@ls -l dist
+
+matrix:  ## install it in every way, in clean environments, for every Python and torch that are to be had
+	@TORCH='$(TORCH)' $(PYTHON) tests/matrix.py $(ARGS)
 
 clean:  ## remove what was built (not the environment)
 	@rm -rf build dist *.egg-info gelu_ext/_C*.so .pytest_cache .ruff_cache
