@@ -268,10 +268,11 @@ def run(command: Sequence[object], cwd: Path, environment: dict[str, str], log: 
     )
     try:
         output, _ = process.communicate(timeout=2 * 3600)
-    except BaseException:  # compilers, too, end with this script
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    except BaseException:  # compilers, too, end with this script: ninja ends its own, which are in groups of theirs
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, how)
+                process.wait(timeout=10)
         raise
     with open(log, "a") as file:
         file.write(output)
@@ -949,7 +950,6 @@ def main(words: Sequence[str] | None = None) -> int:
     state = State(options.kept / packaged_hash())
     if options.again:
         state.forget()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that environments and compilers end with this script
     with alone(options.work):
         return carry_out_all(options, state)
 
@@ -987,4 +987,5 @@ if __name__ == "__main__":
         store, *rest = sys.argv[2:]
         at = rest.index("--")
         sys.exit(compile_once(Path(store), rest[:at], rest[at + 1 :]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that environments and compilers end with this script
     sys.exit(main())
