@@ -40,7 +40,7 @@ struct Operation {
 template <class F, class B, class C, class... Dropout>  // C++17 does not find this by itself
 Operation(const char*, const char*, F*, B*, C*, Dropout...) -> Operation<F, B, C>;
 
-// They are the last, so that graphs from before still call the operators.
+// What Operation::dropout is: the last arguments, with defaults, so that graphs from before dropout still run.
 constexpr const char* kDropout = ", float dropout_p=0.0, Tensor? philox=None";
 
 // One implementation for both devices; a build without CUDA says so in a sentence.
@@ -159,8 +159,8 @@ auto call(const c10::TypedOperatorHandle<Signature>& op, Args&&... args) {
 template <class>
 using Handle = py::handle;
 
-// Defines a function of the module that is called by position. Where `Args`, those of its operator, end in
-// those of dropout, these have the defaults of its schema.
+// Defines a function of the module that is called by position. Where the arguments of its operator, `Args`, end in
+// those of dropout, these have the defaults of the schema; I: the places of the others.
 template <class... Args, class F, size_t... I>
 void define_function(py::module_& m, const std::string& name, F&& f, std::index_sequence<I...>) {
   using Last = std::tuple_element_t<sizeof...(Args) - 1, std::tuple<Args...>>;
@@ -172,6 +172,7 @@ void define_function(py::module_& m, const std::string& name, F&& f, std::index_
     m.def(name.c_str(), f);
   }
 }
+
 // <name>(op, ...): checks, in the name of `op`, and declines where others must see the call: None for autograd,
 // NotImplemented for a transform, forward-mode differentiation or torch.jit.trace.
 // <name>_forward(...): for the autograd functions.

@@ -52,13 +52,9 @@ int launch_on_device_of(const Tensor& x, Launch&& f) {
 
 #endif
 
-void check_can_run(const char* op, const Problem& p, const Tensor& x) {
-  TORCH_CHECK(!p.dropout.drops(), op, ": expected dropout_p to be 0 on ", x.device(), ", got ",
-              1 - 1 / p.dropout.scale);
-}
-
 template <class Launch>
-void launch(const char* op, const Tensor& x, Launch&& f) {
+void launch(const char* op, const Problem& p, const Tensor& x, Launch&& f) {
+  TORCH_CHECK(!p.dropout.drops(), op, ": expected dropout_p to be 0 for the CUDA kernels, got ", p.dropout.p);
   const int error = launch_on_device_of(x, f);
   TORCH_CHECK(error == 0, op, ": expected a launch on ", x.device(), " to succeed (this build has code for ",
               cuda::architectures(), "), got CUDA error ", error, ", ", cuda::error_string(error));
@@ -75,8 +71,7 @@ Tensor workspace(size_t bytes, const Tensor& x) {
 void run([[maybe_unused]] const char* op, const Forward& p, [[maybe_unused]] const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
   if (is_for_cuda(x)) {
-    check_can_run(op, p, x);
-    return launch(op, x, [&](auto device, auto stream) { return cuda::forward(p, device, stream); });
+    return launch(op, p, x, [&](auto device, auto stream) { return cuda::forward(p, device, stream); });
   }
 #endif
   cpu::forward(p);
@@ -85,8 +80,7 @@ void run([[maybe_unused]] const char* op, const Forward& p, [[maybe_unused]] con
 void run([[maybe_unused]] const char* op, const Backward& p, [[maybe_unused]] const Tensor& x) {
 #if defined(GELU_EXT_WITH_CUDA)
   if (is_for_cuda(x)) {
-    check_can_run(op, p, x);
-    return launch(op, x, [&](auto device, auto stream) {
+    return launch(op, p, x, [&](auto device, auto stream) {
       const Tensor space = workspace(cuda::workspace_bytes(p, device), x);
       return cuda::backward(p, space.defined() ? space.mutable_data_ptr() : nullptr, device, stream);
     });

@@ -15,11 +15,12 @@ struct Dropout {
 
   const int64_t* philox = nullptr;  // key and first counter, on the problem's device; null: all is kept
   int64_t first = 0;                // the index that the problem's first element has in the result
-  uint32_t last_kept = 0;           // the largest number of 16 bits that keeps its element
+  double p = 0;
+  uint32_t last_kept = 0;  // the largest number of 16 bits that keeps its element
   double scale = 1;
 
   Dropout() = default;
-  Dropout(double p, const int64_t* philox) : philox(philox), scale(1 / (1 - p)) {
+  Dropout(double p, const int64_t* philox) : philox(philox), p(p), scale(1 / (1 - p)) {
     const double kept = std::nearbyint((1 - p) * 0x1p16);
     last_kept = kept < 1 ? 0 : static_cast<uint32_t>(kept) - 1;
   }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._activations import ACTIVATIONS
-from ._dropout import dropped
+from ._dropout import then_dropout
 
 _SQRT_HALF = 0.7071067811865476
 
@@ -26,36 +26,23 @@ def _widened(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def bias_act(
-    x: Tensor, bias: Tensor | None, activation: str, dropout_p: float = 0.0, philox: Tensor | None = None
-) -> Tensor:
-    return dropped(ACTIVATIONS[activation].composite(_biased(x, bias)), dropout_p, philox).to(x.dtype)
+@then_dropout
+def bias_act(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return ACTIVATIONS[activation].composite(_biased(x, bias))
 
 
-def glu(
-    x: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    activated: str,
-    dropout_p: float = 0.0,
-    philox: Tensor | None = None,
-) -> Tensor:
+@then_dropout
+def glu(x: Tensor, bias: Tensor | None, activation: str, activated: str) -> Tensor:
     a, b = _biased(x, bias).chunk(2, -1)
     act = ACTIVATIONS[activation].composite
-    return dropped(act(a) * b if activated == "first" else a * act(b), dropout_p, philox).to(x.dtype)
+    return act(a) * b if activated == "first" else a * act(b)
 
 
+@then_dropout
 def act_mul(
-    activated: Tensor,
-    linear: Tensor,
-    activated_bias: Tensor | None,
-    linear_bias: Tensor | None,
-    activation: str,
-    dropout_p: float = 0.0,
-    philox: Tensor | None = None,
+    activated: Tensor, linear: Tensor, activated_bias: Tensor | None, linear_bias: Tensor | None, activation: str
 ) -> Tensor:
-    value = ACTIVATIONS[activation].composite(_biased(activated, activated_bias)) * _biased(linear, linear_bias)
-    return dropped(value, dropout_p, philox).to(activated.dtype)
+    return ACTIVATIONS[activation].composite(_biased(activated, activated_bias)) * _biased(linear, linear_bias)
 
 
 def clamped_swiglu(x: Tensor, bias: Tensor | None, alpha: float, limit: float, offset: float, layout: str) -> Tensor:

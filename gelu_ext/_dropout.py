@@ -7,6 +7,9 @@ any other; seeds, ``fork_rng``, checkpoints, CUDA graphs and the compiler's func
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,14 +22,11 @@ from ._checks import check_bool, check_dropout_p, check_generator
 BLOCK = 8  # elements that share a block of random numbers
 _LOW = 0xFFFFFFFF
 
-# (dropout_p, philox) of an operation that drops nothing.
-NONE = (0.0, None)
-
 
 def drawn(
     op: str, x: Any, dropout_p: float, training: bool, generator: torch.Generator | None
 ) -> tuple[float, Tensor | None]:
-    """``dropout_p`` and ``philox`` for the operation; without the latter, :func:`torchs` has to do it.
+    """``dropout_p`` and ``philox`` for the operation; without the latter, :func:`by_torch` has to do it.
 
     That is for what draws numbers by rules of its own or is no matrix (DTensor, nested and quantised tensors), for
     graphs of ONNX, and for devices whose kernels have no dropout, which are all but the CPU.
@@ -34,7 +34,7 @@ def drawn(
     check_dropout_p(op, dropout_p)
     check_bool(op, "training", training)
     if not training or dropout_p == 0 or not isinstance(x, Tensor):
-        return NONE
+        return 0.0, None
     check_generator(op, generator, x.device)
     foreign = x.is_nested or x.is_quantized or x.layout is not torch.strided or is_traceable_wrapper_subclass(x)
     if foreign or x.device.type != "cpu" or torch.onnx.is_in_onnx_export():
@@ -43,7 +43,7 @@ def drawn(
     return float(dropout_p), philox
 
 
-def torchs(value: Tensor, dropout_p: float, generator: torch.Generator | None) -> Tensor:
+def by_torch(value: Tensor, dropout_p: float, generator: torch.Generator | None) -> Tensor:
     """Dropout in a pass of its own, which keeps a mask."""
     if generator is None:
         return F.dropout(value, dropout_p)
@@ -60,7 +60,18 @@ def advanced(philox: Tensor | None, elements: int) -> Tensor | None:
     return philox
 
 
-def dropped(value: Tensor, dropout_p: float, philox: Tensor | None) -> Tensor:
+def then_dropout(value: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operation of this value: with ``dropout_p`` and ``philox`` as further arguments, in the first one's dtype."""
+    count = len(inspect.signature(value).parameters)
+
+    @functools.wraps(value)
+    def operation(*args: Any) -> Tensor:
+        return dropped(value(*args[:count]), *args[count:]).to(args[0].dtype)
+
+    return operation
+
+
+def dropped(value: Tensor, dropout_p: float = 0.0, philox: Tensor | None = None) -> Tensor:
     """What the kernels make of ``value``, in torch's operations."""
     if philox is None:
         return value

@@ -10,43 +10,30 @@ import torch
 from torch import Tensor
 
 from ._activations import ACTIVATIONS
-from ._dropout import dropped
+from ._dropout import then_dropout
 
 
 def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias.to(x.dtype)
 
 
-def bias_act(
-    x: Tensor, bias: Tensor | None, activation: str, dropout_p: float = 0.0, philox: Tensor | None = None
-) -> Tensor:
-    return dropped(ACTIVATIONS[activation].eager(_plus(x, bias)), dropout_p, philox)
+@then_dropout
+def bias_act(x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return ACTIVATIONS[activation].eager(_plus(x, bias))
 
 
-def glu(
-    x: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    activated: str,
-    dropout_p: float = 0.0,
-    philox: Tensor | None = None,
-) -> Tensor:
+@then_dropout
+def glu(x: Tensor, bias: Tensor | None, activation: str, activated: str) -> Tensor:
     a, b = _plus(x, bias).chunk(2, -1)
     act = ACTIVATIONS[activation].eager
-    return dropped(act(a) * b if activated == "first" else a * act(b), dropout_p, philox)
+    return act(a) * b if activated == "first" else a * act(b)
 
 
+@then_dropout
 def act_mul(
-    activated: Tensor,
-    linear: Tensor,
-    activated_bias: Tensor | None,
-    linear_bias: Tensor | None,
-    activation: str,
-    dropout_p: float = 0.0,
-    philox: Tensor | None = None,
+    activated: Tensor, linear: Tensor, activated_bias: Tensor | None, linear_bias: Tensor | None, activation: str
 ) -> Tensor:
-    value = ACTIVATIONS[activation].eager(_plus(activated, activated_bias)) * _plus(linear, linear_bias)
-    return dropped(value, dropout_p, philox)
+    return ACTIVATIONS[activation].eager(_plus(activated, activated_bias)) * _plus(linear, linear_bias)
 
 
 def clamped_swiglu(x: Tensor, bias: Tensor | None, alpha: float, limit: float, offset: float, layout: str) -> Tensor:

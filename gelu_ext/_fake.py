@@ -27,7 +27,7 @@ def _backward(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
     count = len(op.tensors)
 
     def fake(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        tensors, needs = rest[:count], rest[count + len(op.names)]
+        tensors, needs = rest[:count], rest[op.place_of_needs]
         # A gradient that is not needed is an empty tensor of one dimension, see csrc/ops.h.
         return tuple(
             t.new_empty(t.shape) if need and t is not None else rest[0].new_empty((0,))

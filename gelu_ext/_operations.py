@@ -41,6 +41,11 @@ class Operation:
         return DROPOUT if self.drops else ()
 
     @property
+    def place_of_needs(self) -> int:
+        """Of the argument ``needs`` of its backward, after ``grad_out``."""
+        return len(self.tensors) + len(self.names)
+
+    @property
     def tensors(self) -> tuple[str, ...]:
         return self.matrices + self.vectors
 

@@ -56,7 +56,7 @@ def _forward(op: Operation) -> Callable[..., list[_Rule]]:
 def _backward(op: Operation) -> Callable[..., list[_Rule]]:
     def rule(grad_out: Any, *args: Any) -> list[_Rule]:
         tensors, rest = args[: len(op.tensors)], [None] * (len(args) - len(op.tensors))
-        needs = args[len(op.tensors) + len(op.names)]
+        needs = args[op.place_of_needs]
         return [
             (_of_gradients(op, p, tensors, needs), [p, *_of_tensors(op, p, tensors), *rest])
             for p in _of_matrices(op, args[0])

@@ -75,7 +75,7 @@ def backward(ctx, grad_out):
         grads = _native.{name}_backward(grad_out, {tensors} {names} ctx.needs_input_grad, {dropout})
     return grads + of_others
 
-def all_steps(public, {args}):
+def all_steps(public, {tensors} {names} {defaults}):
     if _is_compiling():
         return _ops.{name}({args})
     if _has_torch_function({tensors}):
@@ -92,7 +92,7 @@ def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Te
     parts = {"matrices": op.matrices, "vectors": op.vectors, "tensors": op.tensors, "names": op.names}
     parts |= {"args": op.tensors + op.names + op.dropout, "dropout": op.dropout}
     parts |= {"dropout_p": op.dropout[:1], "philox": op.dropout[1:]}
-    parts |= {"defaults": ("dropout_p=0.0", "philox=None") * op.drops}  # which the dispatcher leaves out
+    parts |= {"defaults": ("dropout_p=0.0", "philox=None") * op.drops}
     parts |= {"kept": tuple(f"_native.copy_of_vector({vector})" for vector in op.vectors)}
     written = {name: ", ".join(part) + "," * (name != "args" and len(part) > 0) for name, part in parts.items()}
     source = _STEPS.format(name=op.name, count=len(op.tensors), **written)
@@ -110,8 +110,14 @@ def _written_out(op: Operation) -> tuple[Callable[..., Tensor], Callable[..., Te
 
 
 def _overridden(op: Operation, public: str, args: tuple[Any, ...], **dropout: Any) -> Any:
-    """Step 2: who overrides it sees the public function, called as its signature says."""
-    tensors, names = args[: len(op.tensors)], dict(zip(op.names, args[len(op.tensors) :], strict=False))
+    """Step 2: who overrides it sees the public function, called as its signature says.
+
+    Or the operator, where dropout's numbers have been drawn: the public function would draw others.
+    """
+    count = len(op.tensors)
+    if len(args) > count + len(op.names) and args[-1] is not None:
+        return handle_torch_function(getattr(_ops, op.name), args[:count], *args)
+    tensors, names = args[:count], dict(zip(op.names, args[count:], strict=False))
     names |= dropout
     if public != op.name:  # the function of one activation, of two tensors
         activation, tensors = names.pop("activation"), tensors[:2]
@@ -136,8 +142,8 @@ def with_dropout(
     dropout_p, philox = _dropout.drawn(public, tensors[0], dropout_p, training, generator)
     if philox is not None:
         return CALLS[op.name](public, *args, dropout_p, philox)
-    out = CALLS[op.name](public, *args, *_dropout.NONE)
-    return _dropout.torchs(out, dropout_p, generator) if dropout_p else out
+    out = CALLS[op.name](public, *args)
+    return _dropout.by_torch(out, dropout_p, generator) if dropout_p else out
 
 
 def _traced(op: Operation, *args: Any) -> Tensor:
@@ -227,7 +233,7 @@ def bias_act(
     """
     if dropout_p != 0:
         return with_dropout(BIAS_ACT, "bias_act", (x, bias, activation), dropout_p, training, generator)
-    return _bias_act("bias_act", x, bias, activation, 0.0, None)
+    return _bias_act("bias_act", x, bias, activation)
 
 
 def glu(
@@ -272,7 +278,7 @@ def glu(
     """
     if dropout_p != 0:
         return with_dropout(GLU, "glu", (x, bias, activation, activated), dropout_p, training, generator)
-    return _glu("glu", x, bias, activation, activated, 0.0, None)
+    return _glu("glu", x, bias, activation, activated)
 
 
 def act_mul(
@@ -321,7 +327,7 @@ def act_mul(
             training,
             generator,
         )
-    return _act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation, 0.0, None)
+    return _act_mul("act_mul", activated, linear, activated_bias, linear_bias, activation)
 
 
 def bias_gelu(
@@ -371,7 +377,7 @@ def bias_gelu(
     activation = gelu_named("bias_gelu", approximate)
     if dropout_p != 0:
         return with_dropout(BIAS_ACT, "bias_gelu", (x, bias, activation), dropout_p, training, generator)
-    return _bias_act("bias_gelu", x, bias, activation, 0.0, None)
+    return _bias_act("bias_gelu", x, bias, activation)
 
 
 def geglu(
@@ -418,7 +424,7 @@ def geglu(
     activation = gelu_named("geglu", approximate)
     if dropout_p != 0:
         return with_dropout(GLU, "geglu", (x, bias, activation, activated), dropout_p, training, generator)
-    return _glu("geglu", x, bias, activation, activated, 0.0, None)
+    return _glu("geglu", x, bias, activation, activated)
 
 
 def gelu_mul(
@@ -460,7 +466,7 @@ def gelu_mul(
         return with_dropout(
             ACT_MUL, "gelu_mul", (activated, linear, None, None, activation), dropout_p, training, generator
         )
-    return _act_mul("gelu_mul", activated, linear, None, None, activation, 0.0, None)
+    return _act_mul("gelu_mul", activated, linear, None, None, activation)
 
 
 def swiglu(
@@ -501,7 +507,7 @@ def swiglu(
     """
     if dropout_p != 0:
         return with_dropout(GLU, "swiglu", (x, bias, "silu", activated), dropout_p, training, generator)
-    return _glu("swiglu", x, bias, "silu", activated, 0.0, None)
+    return _glu("swiglu", x, bias, "silu", activated)
 
 
 def silu_mul(
@@ -538,7 +544,7 @@ def silu_mul(
         return with_dropout(
             ACT_MUL, "silu_mul", (activated, linear, None, None, "silu"), dropout_p, training, generator
         )
-    return _act_mul("silu_mul", activated, linear, None, None, "silu", 0.0, None)
+    return _act_mul("silu_mul", activated, linear, None, None, "silu")
 
 
 def clamped_swiglu(
@@ -682,10 +688,10 @@ def decompositions() -> dict[Any, Callable[..., Tensor]]:
 def _backward_operator(op: Operation) -> Callable[..., tuple[Tensor, ...]]:
     """Autograd for ``<name>_backward``: differentiable where it must be."""
     operator = getattr(_ops, f"{op.name}_backward").default
-    count, kinds = len(op.tensors), len(op.names) + 1
+    count, last = len(op.tensors), op.place_of_needs
 
     def kernel(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        tensors, (*names, needs), dropout = args[:count], args[count : count + kinds], args[count + kinds :]
+        tensors, names, needs, dropout = args[:count], args[count:last], args[last], args[last + 1 :]
         tracked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (grad_out, *tensors))
         if not (tracked or in_transform()):
             with torch._C._AutoDispatchBelowAutograd():

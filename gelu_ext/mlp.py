@@ -356,10 +356,10 @@ def linear_op_linear(
     if x.is_nested:  # no kernel takes it, and torch adds a bias in F.linear only
         pre = [F.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
         hidden = op.eager(*pre, *(None for _ in biases), *names)
-        return F.linear(_dropout.torchs(hidden, dropout_p, generator) if dropout_p else hidden, w2, b2)
+        return F.linear(_dropout.by_torch(hidden, dropout_p, generator) if dropout_p else hidden, w2, b2)
     if dropout_p and philox is None:
-        hidden = _activate(op.name, (*(F.linear(x, w) for w in weights), *biases), (*names, *_dropout.NONE))
-        return F.linear(_dropout.torchs(hidden, dropout_p, generator), w2, b2)
+        hidden = _activate(op.name, (*(F.linear(x, w) for w in weights), *biases), names)
+        return F.linear(_dropout.by_torch(hidden, dropout_p, generator), w2, b2)
     tile = None
     if tile_rows is not None and _takes_tiles(tensors):
         tile = rows_of_a_tile(tile_rows, x, sum(w.shape[0] for w in weights))

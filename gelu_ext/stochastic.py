@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ._checks import check_bool, check_generator
-from ._dropout import NONE
 from .functional import CALLS
 
 
@@ -42,8 +41,8 @@ def stochastic_gelu(
     check_bool("stochastic_gelu", "training", training)
     bias_act = CALLS["bias_act"]
     if not training:
-        return bias_act("stochastic_gelu", x, bias, "gelu", *NONE)
-    z = bias_act("stochastic_gelu", x, bias, "identity", *NONE)
+        return bias_act("stochastic_gelu", x, bias, "gelu")
+    z = bias_act("stochastic_gelu", x, bias, "identity")
     check_generator("stochastic_gelu", generator, z.device)
     wide = z.detach().to(torch.float64 if z.dtype == torch.float64 else torch.float32)
     draws = torch.rand(z.shape, generator=generator, device=z.device, dtype=wide.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 
@@ -117,7 +118,7 @@ def test_value_and_gradients_are_those_of_the_replayed_mask(instruction_set, cal
         spare = 4 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-15
         assert_within(out, scaled(bound, keep, spare), "value")
         for got, bound in zip(grads, call.backward_bounds(grad_out.double() * keep, x, other), strict=True):
-            assert_within(got, scaled(bound, torch.ones(()), spare), "gradient")
+            assert_within(got, scaled(bound, torch.tensor(1.0), spare), "gradient")
 
 
 def scaled(bound, factor, spare):
@@ -149,16 +150,19 @@ def test_special_values_are_multiplied_as_torch_multiplies_them():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_statistics(p):
-    """Over 10^7 elements, each within 5 deviations: mean, variance, chi-squared of counts, runs, correlations."""
+    """Over 10^7 elements, each within 5 deviations: mean, chi-squared of counts, runs, correlations.
+
+    (The variance is that of zeros and ones: it says what the mean says. That of counts of a hundred says more.)
+    """
     torch.manual_seed(11)
     count = 10_000_000
     kept = mask(count, p).double()
     q, variance = 1 - p, p * (1 - p)
     assert abs(kept.mean() - q) < 5 * math.sqrt(variance / count)
-    assert abs((kept - q).square().mean() - variance) < 5 * math.sqrt(variance * (1 - 4 * variance) / count) + 1e-5
+    assert abs(kept.var() - variance) < 5 * abs(1 - 2 * p) * math.sqrt(variance / count) + 1e-6
     in_hundreds = kept.reshape(-1, 100).sum(1)
     chi = (in_hundreds - 100 * q).square().sum() / (100 * variance)
-    assert abs(chi - len(in_hundreds)) < 6 * math.sqrt(2 * len(in_hundreds))
+    assert abs(chi - len(in_hundreds)) < 5 * math.sqrt(2 * len(in_hundreds))
     runs = (kept[1:] != kept[:-1]).sum() + 1
     assert abs(runs - 2 * count * variance) < 5 * math.sqrt(2 * count * variance)
     centred = (kept - q) / math.sqrt(variance)
@@ -174,7 +178,7 @@ def test_positions_in_a_block_are_alike():
     kept = mask(8 * 400_000, 0.3).double().reshape(-1, 8)
     assert ((kept.mean(0) - 0.7).abs() < 5 * math.sqrt(0.21 / len(kept))).all()
     correlation = torch.corrcoef(kept.T) - torch.eye(8, dtype=torch.float64)
-    assert correlation.abs().max() < 5.5 / math.sqrt(len(kept))
+    assert correlation.abs().max() < 5 / math.sqrt(len(kept))
 
 
 # --- who draws them ---------------------------------------------------------------------------------------------------
@@ -273,11 +277,11 @@ def test_vmap_asks_how_to_draw_as_torchs_dropout_does():
 def test_compiled_graphs_draw_anew_and_replay():
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: gelu_ext.bias_act(x, activation="identity", dropout_p=0.5), fullgraph=True)
-    x = torch.ones(40, 50, requires_grad=True)
+    x, grad_out = torch.ones(40, 50, requires_grad=True), torch.randn(40, 50)
     first, second = compiled(x), compiled(x)
     assert not torch.equal(first, second) and 0.4 < (first == 0).float().mean() < 0.6
-    (grad,) = torch.autograd.grad(first.sum(), x)
-    assert torch.equal(grad, first)
+    (grad,) = torch.autograd.grad(first, x, grad_out)
+    assert torch.equal(grad, grad_out * first)  # which is the factor, of ones
 
 
 def test_a_compiled_mlp_replays_its_dropout():
@@ -318,6 +322,37 @@ def test_who_overrides_functions_sees_what_was_called():
     out = gelu_ext.swiglu(torch.randn(4, 8).as_subclass(Mine), dropout_p=0.5, training=True)
     assert type(out) is Mine and out.shape == (4, 4)
     assert seen[0][0] is gelu_ext.swiglu and seen[0][1]["dropout_p"] == 0.5
+
+
+@pytest.mark.parametrize("of", ["mode", "class"])
+@pytest.mark.parametrize("tile_rows", [None, 8])
+@pytest.mark.parametrize("grad", [False, True])
+def test_what_overrides_functions_takes_no_dropout_away(of, tile_rows, grad):
+    """A default device is a mode. MLPs and patch() draw the numbers before they call an operation."""
+
+    class Plain(torch.Tensor):
+        pass
+
+    class Watching(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    kinds = (torch.Tensor, Plain, Watching) if of == "class" else (torch.Tensor,)
+    w1, w2 = torch.randn(32, 16, requires_grad=grad), torch.eye(32).requires_grad_(grad)
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Dropout(0.5), nn.Linear(32, 32, bias=False))
+    with torch.no_grad():
+        model[3].weight.copy_(w2)
+    model.requires_grad_(grad)
+    with torch.device("cpu") if of == "mode" else contextlib.nullcontext():
+        assert patch(model, dropout=True, tile_rows=tile_rows).fused
+        for kind in kinds:
+            x = torch.randn(64, 16).as_subclass(kind)
+            torch.manual_seed(3)
+            dropped = gelu_ext.mlp(x, w1, None, w2, None, activation="sigmoid", dropout_p=0.5, tile_rows=tile_rows)
+            wanted = factors(drawn(3), 0.5, (64, 32)) == 0
+            assert torch.equal(dropped.detach().as_subclass(torch.Tensor) == 0, wanted)
+            assert 0.4 < (model(x) == 0).float().mean() < 0.6
 
 
 def test_dtensor_drops_by_its_own_rules(mesh):
@@ -468,7 +503,8 @@ def test_patch_takes_the_dropout_of_an_encoder_layer():
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.3, activation=F.gelu, batch_first=True)
     (row,) = patch(layer, dropout=True, recompute=True).fused
     assert row.block.endswith("_ff_block") and row.note == "drops in the pass" and row.op == "mlp"
-    layer(torch.randn(2, 5, 16)).sum().backward()
+    layer(torch.randn(2, 5, 16)).square().sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
     with pytest.raises(TypeError, match="patch: expected dropout to be a bool, got 'yes'"):
         patch(layer, dropout="yes")
 

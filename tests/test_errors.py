@@ -300,6 +300,15 @@ def test_options_are_keyword_only_and_unknown_ones_are_refused(op):
         getattr(gelu_ext, op)(x, x, approximation="tanh")
 
 
+@pytest.mark.skipif(not _native.with_cuda, reason="needs a build with CUDA kernels")
+def test_cuda_kernels_refuse_dropout():
+    """The public functions never ask them to: there F.dropout follows."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # which an emulated build computes by them
+    x, philox = t(4, 8).to(device), torch.zeros(2, dtype=torch.int64, device=device)
+    with pytest.raises(RuntimeError, match=r"bias_act: expected dropout_p to be 0 for the CUDA kernels, got 0.3"):
+        torch.ops.gelu_ext.bias_act(x, None, "gelu", 0.3, philox)
+
+
 # --- the operators behind the functions -------------------------------------------------------------------------------
 
 

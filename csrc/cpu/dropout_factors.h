@@ -7,14 +7,16 @@ typedef uint64_t Words __attribute__((vector_size(kRegisterBytes)));
 
 #if defined(GELU_EXT_HAS_AVX512)
 constexpr int kCounterRegisters = 4;
-constexpr Words kCounterOrder = {0, 4, 1, 5, 2, 6, 3, 7};  // the one that store_factors() turns round
+// The counters of a register, so that store_factors() finds the even ones of it to be the first half of the blocks.
+constexpr Words kCounterOrder = {0, 4, 1, 5, 2, 6, 3, 7};
 
 GELU_EXT_FN Words product_of_low(Words a, uint32_t b) {
   return reinterpret_cast<Words>(
       _mm512_mul_epu32(reinterpret_cast<__m512i>(a), _mm512_set1_epi32(static_cast<int>(b))));
 }
 
-// Of a register of each word; in a half of each 128 bits two words, then in all of them four.
+// The factors of a register of blocks, whose words are apart. Put together, two words are 64 bits, and four are the 128
+// bits of a block, which are the numbers of 8 elements in turn.
 GELU_EXT_FN void store_factors(float* dst, const Words (&word)[4], const Dropout& dropout) {
   const auto half = [](Words low, Words high) __attribute__((always_inline)) {
     return _mm512_mask_blend_epi32(0xaaaa, reinterpret_cast<__m512i>(low), reinterpret_cast<__m512i>(high << 32));

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .._activations import ACTIVATIONS
-from .._dropout import NONE, drawn
+from .._dropout import drawn
 from .._operations import CLAMPED_SWIGLU, OPERATIONS
 from .._surroundings import as_linear_casts, autocasts
 from .._tiles import TileRows
@@ -133,7 +133,7 @@ class Step:
         op, args = OPERATIONS[self.op], (*pre, *biases, *self.names)
         if dropout_p:
             return with_dropout(op, self.op, args, dropout_p, True, None)
-        return CALLS[self.op](self.op, *args, *(NONE if op.drops else ()))
+        return CALLS[self.op](self.op, *args)
 
     def node(self, modules: Modules, x: Tensor, dropout_p: float = 0.0) -> Tensor:
         firsts, second = [modules[path] for path in self.firsts], modules[self.second]
