@@ -231,7 +231,7 @@ def bias_act(
     >>> gelu_ext.bias_act(x, activation="relu2")
     tensor([0., 0., 1.])
     """
-    if dropout_p != 0:
+    if dropout_p != 0.0:
         return with_dropout(BIAS_ACT, "bias_act", (x, bias, activation), dropout_p, training, generator)
     return _bias_act("bias_act", x, bias, activation)
 
@@ -276,7 +276,7 @@ def glu(
     >>> gelu_ext.glu(x, activation="mish", activated="first")
     tensor([-1.9440,  2.9865])
     """
-    if dropout_p != 0:
+    if dropout_p != 0.0:
         return with_dropout(GLU, "glu", (x, bias, activation, activated), dropout_p, training, generator)
     return _glu("glu", x, bias, activation, activated)
 
@@ -318,7 +318,7 @@ def act_mul(
     >>> gelu_ext.act_mul(activated, linear, linear_bias=torch.ones(2), activation="tanh")
     tensor([-2.2848,  3.0464])
     """
-    if dropout_p != 0:
+    if dropout_p != 0.0:
         return with_dropout(
             ACT_MUL,
             "act_mul",
@@ -375,7 +375,7 @@ def bias_gelu(
     tensor([-5.9195e-09])
     """
     activation = gelu_named("bias_gelu", approximate)
-    if dropout_p != 0:
+    if dropout_p != 0.0:
         return with_dropout(BIAS_ACT, "bias_gelu", (x, bias, activation), dropout_p, training, generator)
     return _bias_act("bias_gelu", x, bias, activation)
 
@@ -422,7 +422,7 @@ def geglu(
     tensor([-1.9546,  2.9964])
     """
     activation = gelu_named("geglu", approximate)
-    if dropout_p != 0:
+    if dropout_p != 0.0:
         return with_dropout(GLU, "geglu", (x, bias, activation, activated), dropout_p, training, generator)
     return _glu("geglu", x, bias, activation, activated)
 
@@ -462,7 +462,7 @@ def gelu_mul(
     tensor([-0.3173,  2.5240])
     """
     activation = gelu_named("gelu_mul", approximate)
-    if dropout_p != 0:
+    if dropout_p != 0.0:
         return with_dropout(
             ACT_MUL, "gelu_mul", (activated, linear, None, None, activation), dropout_p, training, generator
         )
@@ -505,7 +505,7 @@ def swiglu(
     >>> gelu_ext.swiglu(x)
     tensor([-0.5379,  2.1932])
     """
-    if dropout_p != 0:
+    if dropout_p != 0.0:
         return with_dropout(GLU, "swiglu", (x, bias, "silu", activated), dropout_p, training, generator)
     return _glu("swiglu", x, bias, "silu", activated)
 
@@ -540,7 +540,7 @@ def silu_mul(
     >>> gelu_ext.silu_mul(torch.tensor([-1.0, 1.0]), torch.tensor([2.0, 3.0]))
     tensor([-0.5379,  2.1932])
     """
-    if dropout_p != 0:
+    if dropout_p != 0.0:
         return with_dropout(
             ACT_MUL, "silu_mul", (activated, linear, None, None, "silu"), dropout_p, training, generator
         )
